@@ -1,0 +1,88 @@
+"""The files in an archive, tar (plain or compressed) or zip, as a stream: nothing is unpacked to disk."""
+
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Self, TypeVar
+
+from stages.running import Refusal
+
+Place = TypeVar("Place")
+
+MAX_MEMBER = 64 * 2**20
+MAX_TOTAL = 16 * 2**30
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError, RuntimeError)
+
+
+def files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str, Place, bytes]]:
+    """Name, place and content of the members that have a place, in the order of the archive.
+
+    Raises Refusal for a file that is no archive, is damaged or cut off, holds something else than a file in
+    such a place, or grows past 64 MiB a member or 16 GiB in all when it is decompressed.
+    """
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\3\4"
+        yield from _zip_files(path, place) if zipped else _tar_files(path, place)
+    except FileNotFoundError:
+        msg = f"{path} is missing: run dvc repro"
+        raise Refusal(msg) from None
+    except DAMAGE as error:
+        raise _damaged(path, str(error)) from None
+    except OSError as error:
+        if error.errno:  # the disk's or the system's doing, not the content's
+            raise
+        raise _damaged(path, str(error)) from None
+
+
+def _tar_files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str, Place, bytes]]:
+    total = 0
+    with tarfile.open(path, "r|*", tarinfo=_Member) as tar:
+        for member in tar:
+            total += _bounded(path, member.name, member.size, total)
+            if member.isdir() or (where := place(member.name)) is None:
+                continue
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is None:
+                msg = f"{path}: {member.name} is a link or a device: pack files only (tar --dereference)"
+                raise Refusal(msg)
+            yield member.name, where, content.read()
+
+
+def _zip_files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str, Place, bytes]]:
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            total += _bounded(path, member.filename, member.file_size, total)
+            if not member.is_dir() and (where := place(member.filename)) is not None:
+                yield member.filename, where, archive.read(member)
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar, whose every header is checked: tarfile itself takes a damaged one for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise EOFError(str(error)) from None
+        if not 0 <= member.size <= MAX_MEMBER:
+            msg = f"{member.name} claims {member.size} bytes"
+            raise EOFError(msg)
+        return member
+
+
+def _bounded(path: str, name: str, size: int, total: int) -> int:
+    if size > MAX_MEMBER or total + size > MAX_TOTAL:
+        msg = f"{path}: {name} makes it too large: at most {MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
+        raise Refusal(msg)
+    return size
+
+
+def _damaged(path: str, reason: str) -> Refusal:
+    return Refusal(f"{path} is damaged or no tar or zip archive ({reason}): pack it again and update download.sha256")

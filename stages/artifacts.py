@@ -1,0 +1,133 @@
+"""What the stages pass to each other: read with checks, written as a whole or not at all."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.hermetic import temporary
+from stages.running import Refusal
+
+ARCHIVE = "data/archive"
+TENSORS = "data/tensors.npz"
+BASELINE = "models/baseline.npz"
+LINEAR = "models/linear.npz"
+BASELINE_METRICS = "metrics/baseline.json"
+LINEAR_METRICS = "metrics/linear.json"
+HISTORY = "metrics/history.csv"
+SENSITIVITY = "metrics/sensitivity.json"
+PREDICTIONS = "metrics/predictions.csv"
+REPORT = "metrics/report.html"
+DECIMALS = 6
+
+
+class Tensors(NamedTuple):
+    """data/tensors.npz. Images are uint8 (N, H, W), labels uint8 (N,), an index into classes, str (K,)."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8]
+    valid_images: NDArray[np.uint8]
+    valid_labels: NDArray[np.uint8]
+    classes: NDArray[np.str_]
+
+
+def load_tensors() -> Tensors:
+    """Read the tensors; raises Refusal if the file is damaged or its arrays do not fit together."""
+    tensors = Tensors(**load_arrays(TENSORS, {**dict.fromkeys(Tensors._fields, "uint8"), "classes": "str"}))
+    shape = tensors.train_images.shape[1:]
+    for images, labels in [(tensors.train_images, tensors.train_labels), (tensors.valid_images, tensors.valid_labels)]:
+        fits = images.ndim == 3 and images.size and images.shape[1:] == shape and labels.shape == images.shape[:1]  # noqa: PLR2004
+        if not (fits and labels.max() < len(tensors.classes)):
+            raise _damaged(TENSORS, "its shapes or labels do not fit together")
+    return tensors
+
+
+def load_arrays(path: str, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Read the arrays that `kinds` names, with their dtypes, from an npz file, without pickle.
+
+    Raises Refusal if the file is missing, damaged or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in kinds}
+    except FileNotFoundError:
+        msg = f"{path} is missing: run dvc repro"
+        raise Refusal(msg) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
+        if isinstance(error, OSError) and error.errno or isinstance(error, PermissionError):
+            raise
+        raise _damaged(path, str(error)) from None
+    for name, kind in kinds.items():
+        if not np.issubdtype(arrays[name].dtype, kind):
+            raise _damaged(path, f"{name} is of type {arrays[name].dtype}, not {kind}")
+    return arrays
+
+
+def load_json(path: str) -> dict[str, Any]:
+    """Read a JSON file that `publish` wrote."""
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def load_csv(path: str) -> list[dict[str, float]]:
+    """Read a CSV file of numbers that `publish` wrote, a mapping a row."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _damaged(path: str, reason: str) -> Refusal:
+    return Refusal(f"{path} is damaged ({reason}): delete it and run dvc repro")
+
+
+def publish(outputs: Mapping[str, Any]) -> None:
+    """Write all outputs of a stage, each whole: to a temporary beside each target, and then all are renamed.
+
+    The suffix tells the form: `.npz` takes a mapping of arrays, `.json` a mapping, `.csv` a sequence of rows
+    (mappings with the same keys), anything else bytes, a string, or the
+    path of a file to copy. The same content makes the same bytes.
+    Floats in JSON and CSV are rounded to six decimals.
+    """
+    try:
+        for path, content in outputs.items():
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(temporary(path), "wb") as file:
+                _encode(path, content, file)
+        for path in outputs:
+            os.replace(temporary(path), path)
+    finally:
+        for path in outputs:
+            with suppress(OSError):
+                os.remove(temporary(path))
+
+
+def _encode(path: str, content: Any, file: IO[bytes]) -> None:
+    if path.endswith(".npz"):
+        np.savez(file, allow_pickle=False, **content)  # an entry's date in the zip is always 1980
+    elif path.endswith(".json"):
+        file.write((json.dumps(_rounded(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    elif path.endswith(".csv"):
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        rows = csv.DictWriter(text, list(content[0]), lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(_rounded(row) for row in content)
+        text.detach()
+    elif isinstance(content, Path):
+        with content.open("rb") as source:
+            shutil.copyfileobj(source, file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return round(float(value), DECIMALS) + 0.0 if isinstance(value, float | np.floating) else value

@@ -1,0 +1,268 @@
+"""A stage reads and writes what dvc.yaml declares for it, or it is refused.
+
+DVC reruns a stage when something that dvc.yaml declares has changed; it cannot know what the stage really
+reads. `enforce` makes the two the same. From then on, reading a file inside the repository needs a line in
+`deps`, writing one needs a line in `outs` (or `metrics` or `plots`), a value from a parameter file needs a
+line in `params`, importing a module of the repository needs that module in `deps`, and other programs, the
+network and other people's files are out of reach. The refusal names the stage, the path and the line to add.
+To use it in a pipeline of your own, copy this file and call `enforce()` before the stage's other imports; it
+needs nothing but PyYAML.
+
+How: Python reports what it is about to do to an audit hook (PEP 578), which may refuse. That covers whatever
+is done through Python, libraries included. Not covered: files that C code opens by itself (the tests run the
+stages under strace to see that none does), stat and exists, paths relative to a `dir_fd`, and code that sets
+out to deceive: this guards against mistakes, not against attackers.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SYSTEM = "/usr /lib /lib64 /bin /sbin /etc /opt /proc /sys /dev /run /System /Library /private/etc".split()
+TERMINALS = "/dev/null /dev/tty /dev/stdout /dev/stderr".split()
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+LISTINGS = {"os.listdir", "os.scandir"}
+PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"}
+NETWORK = {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"}
+
+
+class Undeclared(PermissionError):
+    """A stage touched what dvc.yaml does not declare for it; libraries take it for a lack of permission."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What dvc.yaml declares for a stage. Paths are absolute."""
+
+    stage: str
+    root: str
+    deps: frozenset[str]
+    outs: frozenset[str]
+    params: frozenset[tuple[str, str]]
+    """Pairs of a parameter file and a key, dotted where nested; the key `*` is the whole file."""
+
+
+class YamlLoader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+    """Reads YAML as DVC does: 3e-4 is a number (YAML 1.2), which PyYAML alone takes for a string."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def declaration(stage: str | None = None, folder: str = ".") -> Declaration | None:
+    """What the dvc.yaml in `folder`, or in the nearest folder above, declares for a stage.
+
+    Without a name it is the stage that DVC is running, or else the stage whose command runs the module that
+    this process was asked to run; None if there is none. Templates (`${…}`, `foreach`, `matrix`) are left to
+    DVC itself, which takes half a second.
+    """
+    folders = [Path(folder).resolve(), *Path(folder).resolve().parents]
+    root = next((str(path) for path in folders if (path / "dvc.yaml").is_file()), None)
+    if root is None:
+        return None
+    name = stage or os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    text = Path(root, "dvc.yaml").read_text("utf-8")
+    if re.search(r"\$\{|\bforeach:|\bmatrix:", text):
+        return _resolved_by_dvc(name, root)
+    stages = (yaml.load(text, YamlLoader) or {}).get("stages") or {}
+    name = name or next((name for name, entry in stages.items() if _runs_this_module(entry["cmd"])), "")
+    if name not in stages:
+        return None
+    entry = stages[name]
+    base = os.path.join(root, entry.get("wdir", "."))
+
+    def listed(*kinds: str) -> frozenset[str]:
+        items = [item for kind in kinds for item in entry.get(kind, [])]
+        return frozenset(_absolute(path, base) for item in items for path in ([item] if isinstance(item, str) else item))
+
+    params = set()
+    for item in entry.get("params", []):
+        for file, keys in ({"params.yaml": [item]} if isinstance(item, str) else item).items():
+            params |= {(_absolute(file, base), key) for key in keys or ["*"]}
+    return Declaration(name, root, listed("deps"), listed("outs", "metrics", "plots"), frozenset(params))
+
+
+def _runs_this_module(command: str | list[str]) -> bool:
+    words = [word for line in ([command] if isinstance(command, str) else command) for word in shlex.split(line)]
+    asked = sys.orig_argv
+    pairs = list(zip(words, words[1:], strict=False))
+    return any(pair in pairs for pair in zip(asked, asked[1:], strict=False) if pair[0] == "-m")
+
+
+def _resolved_by_dvc(name: str, root: str) -> Declaration | None:
+    from dvc.dependency.param import ParamsDependency
+    from dvc.repo import Repo
+
+    for stage in Repo(root).index.stages:
+        if stage.name == name or (not name and _runs_this_module(stage.cmd)):
+            params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+            return Declaration(
+                stage.name,
+                root,
+                frozenset(dep.fs_path for dep in stage.deps if dep not in params),
+                frozenset(out.fs_path for out in stage.outs),
+                frozenset((dep.fs_path, key) for dep in params for key in dep.params or ["*"]),
+            )
+    return None
+
+
+class Guard:
+    """An audit hook that holds this process to a declaration."""
+
+    def __init__(self, declared: Declaration, caches: Iterable[str] = ()) -> None:
+        self.declared = declared
+        self.used: set[str | tuple[str, str]] = set()
+        """The deps and params that the stage has read so far."""
+        self.permitted: set[str] = set()
+        self.reading_params = False
+        self._param_files = {file for file, _ in declared.params}
+        self._refusal: Undeclared | None = None
+        self._caches = [os.path.realpath(cache) for cache in caches]
+        self._temporary = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}  # noqa: S108
+        prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
+        self._environment = tuple(path + os.sep for path in prefixes | {os.path.realpath(path) for path in prefixes})
+        self._import_folders = {declared.root} | {os.path.dirname(dep) for dep in declared.deps if dep.endswith(".py")}
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Raise Undeclared if the event is not declared; Python calls this before each one."""
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, str | bytes):
+                (self.check_write if flags & WRITING else self.check_read)(os.fsdecode(path))
+        elif event in CHANGES:
+            for path in arguments[:2]:
+                if isinstance(path, str | bytes):
+                    self.check_write(os.fsdecode(path))
+        elif event in LISTINGS:
+            folder = arguments[0] if arguments[0] is not None else "."
+            if isinstance(folder, str | bytes) and _absolute(os.fsdecode(folder)) not in self._import_folders:
+                self.check_read(os.fsdecode(folder))
+        elif event in PROGRAMS:
+            raise self._refuse(f"starts a program ({arguments[0]}), whose files dvc.yaml cannot answer for", "do its work in Python")
+        elif event in NETWORK and "network" not in self.permitted:
+            raise self._refuse("uses the network", "let the download stage fetch it")
+
+    def check_read(self, path: str) -> None:
+        """Raise Undeclared unless the stage may read `path`."""
+        if path.startswith(self._environment) and ".." not in path:
+            return
+        if os.path.basename(os.path.dirname(path)) == "__pycache__" and path.endswith(".pyc"):
+            path = importlib.util.source_from_cache(path)
+        path, root = _absolute(path), self.declared.root
+        if dep := _covering(path, self.declared.deps):
+            self.used.add(dep)
+            return
+        if _covering(path, self.declared.outs) or (self.reading_params and path in self._param_files):
+            return
+        real = os.path.realpath(path)
+        if real in self.permitted:
+            return
+        if _covering(real, [root]):
+            remedy = "use hermetic.read_params(KEY)" if path in self._param_files else 'add "- {}" to its deps'
+            raise self._undeclared("reads", path, remedy)
+        if not _covering(real + os.sep, [*self._environment, *self._caches, *self._temporary, *SYSTEM]):
+            raise self._refuse(f"reads {path}, outside the repository", "copy it into the repository and add it to its deps")
+
+    def check_write(self, path: str) -> None:
+        """Raise Undeclared unless the stage may write, rename, create or remove `path`."""
+        if self._refusal:
+            raise self._refusal
+        path, root = _absolute(path), self.declared.root
+        folder, name = os.path.split(path)
+        whole = os.path.join(folder, name.removeprefix(".").removesuffix(".tmp"))
+        if _covering(path, self.declared.outs) or name == "__pycache__" or os.path.basename(folder) == "__pycache__":
+            return
+        if path == temporary(whole) and whole in self.declared.outs:
+            return
+        if _covering(path, [root]) and not any(out.startswith(path + os.sep) for out in self.declared.outs):
+            raise self._undeclared("writes", path, 'add "- {}" to its outs')
+        if not _covering(path, [root, *self._caches, *self._temporary, *TERMINALS]):
+            raise self._refuse(f"writes {path}, outside the repository", "write to an out inside it")
+
+    def read_params(self, key: str, file: str) -> None:
+        """Raise Undeclared unless the stage declares this key of a parameter file."""
+        path = _absolute(file)
+        self.used |= (declared := {(path, key), (path, "*")} & self.declared.params)
+        if not declared:
+            raise self._undeclared("reads", key, 'add "- {}" to its params')
+        self.reading_params = True
+
+    def _undeclared(self, deed: str, what: str, remedy: str) -> Undeclared:
+        shown = os.path.relpath(what, self.declared.root) if os.path.isabs(what) else what
+        # Remembered, so that a stage which swallows the error still writes nothing.
+        self._refusal = self._refuse(f"{deed} {shown}, which dvc.yaml does not declare", remedy.format(shown))
+        return self._refusal
+
+    def _refuse(self, deed: str, remedy: str) -> Undeclared:
+        return Undeclared(f"stage {self.declared.stage} {deed}: {remedy}")
+
+
+_guard: Guard | None = None  # one a process: an audit hook cannot be taken off again
+
+
+def enforce(declared: Declaration | None = None, caches: Iterable[str] = ()) -> Guard | None:
+    """Hold this process to `declared`, by default what `declaration()` finds; do nothing where that is None.
+
+    `caches` are folders in which libraries may keep what only saves them time. Raises Undeclared if a module
+    of the repository is imported already without being declared; later, whatever breaks the declaration
+    raises it. After a refusal inside the repository nothing can be written, even if the error was swallowed.
+    """
+    global _guard  # noqa: PLW0603
+    if declared := declared or declaration():
+        _guard = Guard(declared, caches)
+        for module in list(sys.modules.values()):
+            if file := getattr(module, "__file__", None):
+                _guard.check_read(file)
+        sys.addaudithook(_guard)
+    return _guard
+
+
+def permit(source: str) -> None:
+    """Let the stage read one more file or, for a URL, use the network: for what a declared digest fixes."""
+    if _guard:
+        _guard.permitted.add("network" if "://" in source else os.path.realpath(source))
+
+
+def read_params(key: str, file: str = "params.yaml") -> Any:
+    """The value of a top-level key of a parameter file; outside a guarded stage every key may be read.
+
+    Raises Undeclared if the stage does not declare the key, KeyError if the file lacks it, and OSError,
+    UnicodeDecodeError or yaml.YAMLError if the file cannot be read.
+    """
+    if _guard:
+        _guard.read_params(key, file)
+    try:
+        values = yaml.load(Path(file).read_text("utf-8-sig"), YamlLoader)
+    finally:
+        if _guard:
+            _guard.reading_params = False
+    return (values if isinstance(values, dict) else {})[key]
+
+
+def temporary(path: str) -> str:
+    """Where to write the content of an out before it is renamed to `path`, so that it appears whole."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.tmp")
+
+
+def _absolute(path: str, base: str = ".") -> str:
+    """`path` with the links of its folder resolved but not its own: DVC may link an out into its cache."""
+    folder, name = os.path.split(os.path.normpath(os.path.join(base, path)))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _covering(path: str, declared: Iterable[str]) -> str | None:
+    """The declared path that is `path` or a folder that holds it."""
+    return next((d for d in declared if path == d or path.startswith(d if d.endswith(os.sep) else d + os.sep)), None)

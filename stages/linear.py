@@ -1,0 +1,36 @@
+"""The linear model after training: its predictions, in float64, so that every machine rounds to the same."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def raw_predictions(images: NDArray[np.uint8], weights: NDArray[np.float32], bias: NDArray[np.float32]) -> Floats:
+    """Pixels in [0, 1] times weights (H·W, C) plus bias (C,), for images (N, H, W): float64 (N, C)."""
+    return images.reshape(len(images), -1) / 255.0 @ weights.astype(np.float64) + bias
+
+
+def probabilities(raw: Floats, loss: str) -> Floats:
+    """What raw predictions (N, C) say of each class, (N, K), by the loss that the model was trained with.
+
+    A sigmoid of the logit, or softmax for log_loss and more than two classes; squared_error predicts the
+    target itself, cut to [0, 1]. One versus rest is scaled to a sum of 1.
+    """
+    if loss == "log_loss" and raw.shape[1] > 1:
+        powers = np.exp(raw - raw.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+    if raw.shape[1] == 1:
+        raw = np.hstack([raw, 1 - raw if loss == "squared_error" else -raw])
+    each = np.clip(raw, np.finfo(np.float64).tiny, 1) if loss == "squared_error" else np.exp(-np.logaddexp(0, -raw))
+    return each / each.sum(1, keepdims=True)
+
+
+def cut(loss: str) -> float:
+    """The raw prediction from which on a pair's image is of the first class: a target's middle, or a logit of 0."""
+    return 0.5 if loss == "squared_error" else 0.0
+
+
+def predicted_classes(raw: Floats, loss: str) -> NDArray[np.int64]:
+    """The class of each raw prediction (N, C), as an index (N,)."""
+    return np.where(raw[:, 0] > cut(loss), 0, 1) if raw.shape[1] == 1 else raw.argmax(1)

@@ -1,0 +1,46 @@
+"""What the models look like and how training went, drawn with matplotlib: PNG, the same bytes every time."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file without its usual mention of the library's version."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def gallery(images: Sequence[NDArray], captions: Sequence[str], columns: int, *, diverging: bool = False) -> bytes:
+    """Images (H, W) in a grid: bytes from black to white or, if diverging, from blue over white (0) to red."""
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.6 * columns, 1.85 * rows), layout="constrained")
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        if diverging:
+            axes.imshow(image, cmap="RdBu_r", norm=CenteredNorm(halfrange=float(np.abs(images).max()) or 1.0))
+        else:
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(caption, fontsize=8, parse_math=False)
+    return png(figure)
+
+
+def history(rows: Sequence[dict[str, float]]) -> bytes:
+    """Loss and accuracy by epoch, for the training and the validation images."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split, style in (("train", "--"), ("valid", "-")):
+            axes.plot(epochs, [row[f"{split}_{measure}"] for row in rows], style, label=split)
+        axes.set(xlabel="epoch", ylabel=measure)
+        axes.legend()
+    return png(figure)

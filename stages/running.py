@@ -1,0 +1,65 @@
+"""How a stage starts and ends: a pinned environment, the guard, and errors of one line."""
+
+import os
+import platform
+import signal
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+from stages import hermetic
+
+CACHE = os.path.join(sys.prefix, "cache")
+# Variables that change results although nothing declares them: those that begin like this are dropped, then
+# PINNED are set. To compute on an accelerator edit JAX_PLATFORMS here; every stage depends on this file.
+DROPPED = ("JAX_", "XLA_", "MPL", "MATPLOTLIB", "NPY_", "OPENBLAS_CORETYPE")
+PINNED = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "MPLCONFIGDIR": os.path.join(CACHE, "matplotlib")}
+if platform.machine() in ("x86_64", "AMD64"):
+    # The widest vectors decide the order of a sum: with AVX2 for all, every x86-64 writes the same bytes.
+    PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
+
+
+class Refusal(Exception):
+    """An error that the user can mend: shown as one line that names the culprit and says what to do."""
+
+
+def start() -> None:
+    """Pin the environment, hold the stage to its declaration, and turn errors that a user can mend into a line.
+
+    A module that no stage of dvc.yaml runs is not held to anything.
+    """
+    sys.excepthook = _explain
+    signal.signal(signal.SIGTERM, _terminate)
+    for name in [name for name in os.environ if name.startswith(DROPPED)]:
+        del os.environ[name]
+    os.environ.update(PINNED)
+    hermetic.enforce(caches=[CACHE])
+
+
+def one_line(error: BaseException) -> str | None:
+    """What to tell the user about `error`; None for a bug, which deserves its traceback."""
+    match error:
+        case Refusal() | hermetic.Undeclared():
+            text = str(error)
+        case MemoryError():
+            text = "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
+        case KeyboardInterrupt():
+            text = "interrupted, nothing was written"
+        case OSError(strerror=reason, filename=name) if reason:
+            text = f"{name}: {reason}" if name else reason
+        case _:
+            return None
+    return " ".join(text.split())
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if (text := one_line(error)) is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else sys.argv[0]
+        print(f"{module.rpartition('.')[2]}: {text}", file=sys.stderr)
+
+
+def _terminate(*_: object) -> NoReturn:
+    msg = "terminated, nothing was written"
+    raise Refusal(msg)

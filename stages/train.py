@@ -1,0 +1,173 @@
+"""Learn a linear model by stochastic gradient descent: a weight for each pixel, and a bias."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from stages import parameters
+from stages.artifacts import HISTORY, LINEAR, SENSITIVITY, load_tensors, publish
+from stages.linear import cut
+from stages.running import Refusal
+
+
+class Params(NamedTuple):
+    """The linear model: weights (H·W, C) and bias (C,), float32; C is 1 for a pair of classes, else K."""
+
+    weights: Array
+    bias: Array
+
+
+class Split(NamedTuple):
+    """Images as float32 rows (N, H·W) in [0, 1], and targets float32 (N, C): 1 for the class, 0 for the rest."""
+
+    images: Array
+    targets: Array
+
+
+def init_params(key: Array, pixels: int, outputs: int, std: float) -> Params:
+    """Normally distributed weights and bias, each with a new key, split off as in the notebook."""
+    key, weights_key = jax.random.split(key)
+    key, bias_key = jax.random.split(key)
+    return Params(
+        std * jax.random.normal(weights_key, (pixels, outputs)), std * jax.random.normal(bias_key, (outputs,))
+    )
+
+
+def predictions(params: Params, images: Array) -> Array:
+    """The raw predictions (N, C) of a linear model for images (N, H·W)."""
+    return images @ params.weights + params.bias
+
+
+def squared_error(raw: Array, targets: Array) -> Array:
+    """The notebook's first loss: the mean of (prediction - target) squared, on raw predictions."""
+    return optax.squared_error(raw, targets).mean()
+
+
+def brier(raw: Array, targets: Array) -> Array:
+    """The notebook's last loss: the same on probabilities, that is after a sigmoid (Brier 1950)."""
+    return optax.squared_error(jax.nn.sigmoid(raw), targets).mean()
+
+
+def absolute(raw: Array, targets: Array) -> Array:
+    """The book's loss: how far the probability is from the target, on average."""
+    return jnp.abs(jax.nn.sigmoid(raw) - targets).mean()
+
+
+def log_loss(raw: Array, targets: Array) -> Array:
+    """Minus the log of the probability of the actual class: a sigmoid's for a pair, a softmax's for more classes.
+
+    The three other losses treat more than two classes as one versus rest.
+    """
+    if raw.shape[1] == 1:
+        return optax.sigmoid_binary_cross_entropy(raw, targets).mean()
+    return optax.softmax_cross_entropy(raw, targets).mean()
+
+
+LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
+
+
+def accuracy(raw: Array, targets: Array, threshold: float) -> Array:
+    """The share of raw predictions (N, C) that name the target's class."""
+    if raw.shape[1] == 1:
+        return ((raw > threshold) == (targets > 0.5)).mean()  # noqa: PLR2004
+    return (raw.argmax(1) == targets.argmax(1)).mean()
+
+
+@partial(jax.jit, static_argnames=("loss", "schedule", "batch_size", "epochs"))
+def fit(
+    params: Params, train: Split, valid: Split, key: Array, learning_rate: float, momentum: float, l2: float,
+    *, loss: str, schedule: str, batch_size: int, epochs: int,
+) -> tuple[Params, Array]:
+    """Train by minibatches, in a new random order each epoch, whose last, incomplete batch is left out.
+
+    Returns the params and the history (epochs + 1, 4): train loss, train accuracy, valid loss and valid
+    accuracy, at first of the untrained model. The gradient is that of the loss plus l2 / 2 times the
+    squared weights (not the bias).
+    """
+    batches = len(train.images) // batch_size
+    rate = optax.cosine_decay_schedule(learning_rate, epochs * batches) if schedule == "cosine" else learning_rate
+    optimizer = optax.chain(optax.add_decayed_weights(l2, Params(True, False)), optax.sgd(rate, momentum))
+    gradient = jax.grad(lambda params, images, targets: LOSSES[loss](predictions(params, images), targets))
+
+    def step(state: tuple[Params, Any], batch: Array) -> tuple[tuple[Params, Any], None]:
+        params, optimizer_state = state
+        slope = gradient(params, train.images[batch], train.targets[batch])
+        updates, optimizer_state = optimizer.update(slope, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), None
+
+    def evaluate(params: Params) -> Array:
+        raws = [(predictions(params, split.images), split.targets) for split in (train, valid)]
+        return jnp.stack([f for r, t in raws for f in (LOSSES[loss](r, t), accuracy(r, t, cut(loss)))])
+
+    def epoch(state: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Array]:
+        order = jax.random.permutation(key, len(train.images))[: batches * batch_size]
+        state, _ = jax.lax.scan(step, state, order.reshape(batches, batch_size))
+        return state, evaluate(state[0])
+
+    before = evaluate(params)
+    (params, _), history = jax.lax.scan(epoch, (params, optimizer.init(params)), jax.random.split(key, epochs))
+    return params, jnp.vstack([before, history])
+
+
+@partial(jax.jit, static_argnames=("loss", "threshold"))
+def sensitivity(params: Params, train: Split, *, loss: str, threshold: float) -> dict[str, Array]:
+    """The notebook's experiment: accuracy and loss before and after one weight grows by a ten-thousandth.
+
+    The weight is that of the pixel which is brightest on average.
+    """
+    pixel = train.images.mean(0).argmax()
+    nudged = params._replace(weights=params.weights.at[pixel].multiply(1.0001))
+    result = {"pixel": pixel}
+    for name, each in {"before": params, "after": nudged}.items():
+        raw = predictions(each, train.images)
+        result[f"accuracy_{name}"] = accuracy(raw, train.targets, threshold)
+        result[f"loss_{name}"] = LOSSES[loss](raw, train.targets)
+    return result
+
+
+@partial(jax.jit, static_argnames="count")
+def split(images: Array, labels: Array, count: int) -> Split:
+    """Images (N, H, W) and labels (N,), both uint8, as training wants them."""
+    targets = (labels[:, None] == jnp.arange(1 if count == 2 else count)).astype(jnp.float32)  # noqa: PLR2004
+    return Split(images.reshape(len(images), -1) / 255, targets)
+
+
+def main() -> None:
+    """Write models/linear.npz, metrics/history.csv and metrics/sensitivity.json from data/tensors.npz."""
+    chosen = parameters.load(parameters.Train)
+    tensors = load_tensors()
+    if chosen.batch_size > len(tensors.train_images):
+        msg = f"train.batch_size: {chosen.batch_size} is more than the training images: 1 to {len(tensors.train_images)}"
+        raise Refusal(msg)
+    count = len(tensors.classes)
+    train = split(tensors.train_images, tensors.train_labels, count)
+    valid = split(tensors.valid_images, tensors.valid_labels, count)
+
+    key = jax.random.key(chosen.seed)
+    params = init_params(key, train.images.shape[1], train.targets.shape[1], chosen.init_std)
+    params, history = fit(
+        params, train, valid, jax.random.fold_in(key, 1), chosen.learning_rate, chosen.momentum, chosen.l2,
+        loss=chosen.loss, schedule=chosen.schedule, batch_size=chosen.batch_size, epochs=chosen.epochs,
+    )  # fmt: skip
+    if not all(np.isfinite(array).all() for array in (*params, history)):
+        msg = f"train.learning_rate: {chosen.learning_rate} makes {chosen.loss} diverge to NaN or infinity: lower it"
+        raise Refusal(msg)
+    nudge = sensitivity(params, train, loss=chosen.loss, threshold=cut(chosen.loss))
+    columns = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
+    rows = [{"epoch": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(np.asarray(history))]
+    publish(
+        {
+            LINEAR: {name: np.asarray(array) for name, array in params._asdict().items()},
+            HISTORY: rows,
+            SENSITIVITY: {name: np.asarray(value).item() for name, value in nudge.items()},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
