@@ -79,7 +79,9 @@ class _Member(tarfile.TarInfo):
 
 def _bounded(path: str, name: str, size: int, total: int) -> int:
     if size > MAX_MEMBER or total + size > MAX_TOTAL:
-        msg = f"{path}: {name} makes it too large: at most {MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
+        msg = (
+            f"{path}: {name} makes it too large: at most {MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
+        )
         raise Refusal(msg)
     return size
 

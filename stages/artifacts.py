@@ -44,7 +44,7 @@ def load_tensors() -> Tensors:
     tensors = Tensors(**load_arrays(TENSORS, {**dict.fromkeys(Tensors._fields, "uint8"), "classes": "str"}))
     shape = tensors.train_images.shape[1:]
     for images, labels in [(tensors.train_images, tensors.train_labels), (tensors.valid_images, tensors.valid_labels)]:
-        fits = images.ndim == 3 and images.size and images.shape[1:] == shape and labels.shape == images.shape[:1]  # noqa: PLR2004
+        fits = images.ndim == 3 and images.size and images.shape[1:] == shape and labels.shape == images.shape[:1]
         if not (fits and labels.max() < len(tensors.classes)):
             raise _damaged(TENSORS, "its shapes or labels do not fit together")
     return tensors
@@ -64,7 +64,7 @@ def load_arrays(path: str, kinds: Mapping[str, str]) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
-        if isinstance(error, OSError) and error.errno or isinstance(error, PermissionError):
+        if (isinstance(error, OSError) and error.errno) or isinstance(error, PermissionError):
             raise
         raise _damaged(path, str(error)) from None
     for name, kind in kinds.items():

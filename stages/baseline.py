@@ -35,7 +35,9 @@ def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Arr
 
 
 @partial(jax.jit, static_argnames=("count", "distance"))
-def fit_and_compare(images: Array, labels: Array, valid: Array, count: int, distance: Literal["l1", "l2"]) -> tuple[Array, Array]:
+def fit_and_compare(
+    images: Array, labels: Array, valid: Array, count: int, distance: Literal["l1", "l2"]
+) -> tuple[Array, Array]:
     """The mean images of the training set, and the distances of the validation images to them."""
     means = mean_images(images, labels, count)
     return means, distances(valid, means, distance)

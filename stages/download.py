@@ -32,9 +32,9 @@ def download(url: str, folder: str) -> Path:
         try:
             pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)(url, output_file, None)
         except requests.HTTPError as error:
-            status = error.response.status_code
-            if status < 500 and status not in TRANSIENT:  # noqa: PLR2004
-                raise Refusal(_failure(url, f"the server answers {status} {error.response.reason}")) from None
+            answer = error.response
+            if answer is not None and answer.status_code < 500 and answer.status_code not in TRANSIENT:
+                raise Refusal(_failure(url, f"the server answers {answer.status_code} {answer.reason}")) from None
             raise
 
     pooch.get_logger().setLevel("ERROR")

@@ -15,20 +15,35 @@ out to deceive: this guards against mistakes, not against attackers.
 """
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-SYSTEM = "/usr /lib /lib64 /bin /sbin /etc /opt /proc /sys /dev /run /System /Library /private/etc".split()
-TERMINALS = "/dev/null /dev/tty /dev/stdout /dev/stderr".split()
+SYSTEM = [
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/sbin",
+    "/etc",
+    "/opt",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/System",
+    "/Library",
+]
+TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 LISTINGS = {"os.listdir", "os.scandir"}
@@ -85,7 +100,9 @@ def declaration(stage: str | None = None, folder: str = ".") -> Declaration | No
 
     def listed(*kinds: str) -> frozenset[str]:
         items = [item for kind in kinds for item in entry.get(kind, [])]
-        return frozenset(_absolute(path, base) for item in items for path in ([item] if isinstance(item, str) else item))
+        return frozenset(
+            _absolute(path, base) for item in items for path in ([item] if isinstance(item, str) else item)
+        )
 
     params = set()
     for item in entry.get("params", []):
@@ -97,8 +114,8 @@ def declaration(stage: str | None = None, folder: str = ".") -> Declaration | No
 def _runs_this_module(command: str | list[str]) -> bool:
     words = [word for line in ([command] if isinstance(command, str) else command) for word in shlex.split(line)]
     asked = sys.orig_argv
-    pairs = list(zip(words, words[1:], strict=False))
-    return any(pair in pairs for pair in zip(asked, asked[1:], strict=False) if pair[0] == "-m")
+    pairs = list(itertools.pairwise(words))
+    return any(pair in pairs for pair in itertools.pairwise(asked) if pair[0] == "-m")
 
 
 def _resolved_by_dvc(name: str, root: str) -> Declaration | None:
@@ -121,16 +138,18 @@ def _resolved_by_dvc(name: str, root: str) -> Declaration | None:
 class Guard:
     """An audit hook that holds this process to a declaration."""
 
-    def __init__(self, declared: Declaration, caches: Iterable[str] = ()) -> None:
+    def __init__(self, declared: Declaration, caches: Sequence[str] = ()) -> None:
         self.declared = declared
         self.used: set[str | tuple[str, str]] = set()
         """The deps and params that the stage has read so far."""
         self.permitted: set[str] = set()
         self.reading_params = False
         self._param_files = {file for file, _ in declared.params}
-        self._refusal: Undeclared | None = None
-        self._caches = [os.path.realpath(cache) for cache in caches]
-        self._temporary = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}  # noqa: S108
+        self.refusal: Undeclared | None = None
+        """The first refusal inside the repository; after it nothing may be written."""
+        self._caches = [*caches, *(os.path.realpath(cache) for cache in caches)]
+        self._temporaries = {temporary(out) for out in declared.outs}
+        self._temporary = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
         prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
         self._environment = tuple(path + os.sep for path in prefixes | {os.path.realpath(path) for path in prefixes})
         self._import_folders = {declared.root} | {os.path.dirname(dep) for dep in declared.deps if dep.endswith(".py")}
@@ -150,7 +169,9 @@ class Guard:
             if isinstance(folder, str | bytes) and _absolute(os.fsdecode(folder)) not in self._import_folders:
                 self.check_read(os.fsdecode(folder))
         elif event in PROGRAMS:
-            raise self._refuse(f"starts a program ({arguments[0]}), whose files dvc.yaml cannot answer for", "do its work in Python")
+            raise self._refuse(
+                f"starts a program ({arguments[0]}), whose files dvc.yaml cannot answer for", "do its work in Python"
+            )
         elif event in NETWORK and "network" not in self.permitted:
             raise self._refuse("uses the network", "let the download stage fetch it")
 
@@ -173,22 +194,24 @@ class Guard:
             remedy = "use hermetic.read_params(KEY)" if path in self._param_files else 'add "- {}" to its deps'
             raise self._undeclared("reads", path, remedy)
         if not _covering(real + os.sep, [*self._environment, *self._caches, *self._temporary, *SYSTEM]):
-            raise self._refuse(f"reads {path}, outside the repository", "copy it into the repository and add it to its deps")
+            raise self._refuse(
+                f"reads {path}, outside the repository", "copy it into the repository and add it to its deps"
+            )
 
     def check_write(self, path: str) -> None:
         """Raise Undeclared unless the stage may write, rename, create or remove `path`."""
-        if self._refusal:
-            raise self._refusal
-        path, root = _absolute(path), self.declared.root
-        folder, name = os.path.split(path)
-        whole = os.path.join(folder, name.removeprefix(".").removesuffix(".tmp"))
-        if _covering(path, self.declared.outs) or name == "__pycache__" or os.path.basename(folder) == "__pycache__":
+        path, root, outs = _absolute(path), self.declared.root, self.declared.outs
+        folder = os.path.dirname(path)
+        if "__pycache__" in (os.path.basename(path), os.path.basename(folder)) or _covering(path, self._caches):
             return
-        if path == temporary(whole) and whole in self.declared.outs:
+        if self.refusal:
+            raise self.refusal
+        is_folder_of_out = any(out.startswith(path + os.sep) for out in outs)
+        if _covering(path, outs) or is_folder_of_out or path in self._temporaries:
             return
-        if _covering(path, [root]) and not any(out.startswith(path + os.sep) for out in self.declared.outs):
+        if _covering(path, [root]):
             raise self._undeclared("writes", path, 'add "- {}" to its outs')
-        if not _covering(path, [root, *self._caches, *self._temporary, *TERMINALS]):
+        if not _covering(path, [*self._temporary, *TERMINALS]):
             raise self._refuse(f"writes {path}, outside the repository", "write to an out inside it")
 
     def read_params(self, key: str, file: str) -> None:
@@ -202,8 +225,8 @@ class Guard:
     def _undeclared(self, deed: str, what: str, remedy: str) -> Undeclared:
         shown = os.path.relpath(what, self.declared.root) if os.path.isabs(what) else what
         # Remembered, so that a stage which swallows the error still writes nothing.
-        self._refusal = self._refuse(f"{deed} {shown}, which dvc.yaml does not declare", remedy.format(shown))
-        return self._refusal
+        self.refusal = self._refuse(f"{deed} {shown}, which dvc.yaml does not declare", remedy.format(shown))
+        return self.refusal
 
     def _refuse(self, deed: str, remedy: str) -> Undeclared:
         return Undeclared(f"stage {self.declared.stage} {deed}: {remedy}")
@@ -212,14 +235,19 @@ class Guard:
 _guard: Guard | None = None  # one a process: an audit hook cannot be taken off again
 
 
-def enforce(declared: Declaration | None = None, caches: Iterable[str] = ()) -> Guard | None:
+def refusal() -> Undeclared | None:
+    """The stage's first refusal inside the repository, which a library may have wrapped in an error of its own."""
+    return _guard.refusal if _guard else None
+
+
+def enforce(declared: Declaration | None = None, caches: Sequence[str] = ()) -> Guard | None:
     """Hold this process to `declared`, by default what `declaration()` finds; do nothing where that is None.
 
     `caches` are folders in which libraries may keep what only saves them time. Raises Undeclared if a module
     of the repository is imported already without being declared; later, whatever breaks the declaration
     raises it. After a refusal inside the repository nothing can be written, even if the error was swallowed.
     """
-    global _guard  # noqa: PLW0603
+    global _guard
     if declared := declared or declaration():
         _guard = Guard(declared, caches)
         for module in list(sys.modules.values()):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from stages.running import Refusal
 
@@ -44,11 +45,15 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None, *, grayscale
         raise Refusal(msg) from None
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile) -> bool:
     """Whether the file has more than 8 bits a channel, which Pillow would cut to 8 for colour."""
     arguments = image.tile[0].args if image.tile else ()
     raw, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
-    return image.mode[0] in "IF" or ";16" in str(raw) or (image.format == "PPM" and any(n > 255 for n in rest if isinstance(n, int)))  # noqa: PLR2004
+    return (
+        image.mode[0] in "IF"
+        or ";16" in str(raw)
+        or (image.format == "PPM" and any(n > 255 for n in rest if isinstance(n, int)))
+    )
 
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:

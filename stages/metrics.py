@@ -43,7 +43,11 @@ def log_loss(probabilities: Floats, actual: Labels) -> float:
 
 
 def measures(
-    actual: Labels, predicted: Labels, classes: list[str], scores: Floats | None = None, probabilities: Floats | None = None
+    actual: Labels,
+    predicted: Labels,
+    classes: list[str],
+    scores: Floats | None = None,
+    probabilities: Floats | None = None,
 ) -> dict[str, Any]:
     """The content of metrics/*.json for labels (N,).
 

@@ -1,7 +1,7 @@
 """The parameters of params.yaml: a typed and bounded structure for each section."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 import yaml
@@ -21,13 +21,10 @@ S = TypeVar("S", bound="Section")
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One top-level key of params.yaml."""
 
-    section: ClassVar[str]
 
-
-class Download(Section):
+class Download(Section, frozen=True):
     """Where the archive comes from, and what it must be."""
 
-    section = "download"
     url: Annotated[str, msgspec.Meta(min_length=1)]
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -44,10 +41,9 @@ class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(msg)
 
 
-class Data(Section):
+class Data(Section, frozen=True):
     """Which images to take, and their form."""
 
-    section = "data"
     classes: Annotated[tuple[Folder, ...], msgspec.Meta(min_length=2, max_length=256)]
     splits: Splits
     size: tuple[Pixels, Pixels] | None
@@ -60,17 +56,15 @@ class Data(Section):
             raise ValueError(msg)
 
 
-class Baseline(Section):
+class Baseline(Section, frozen=True):
     """How the baseline compares an image with a mean image."""
 
-    section = "baseline"
     distance: Literal["l1", "l2"]
 
 
-class Train(Section):
+class Train(Section, frozen=True):
     """How the linear model is trained."""
 
-    section = "train"
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
     loss: Literal["squared_error", "brier", "absolute", "log_loss"]
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -82,10 +76,9 @@ class Train(Section):
     init_std: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
-class Report(Section):
+class Report(Section, frozen=True):
     """What the report shows."""
 
-    section = "report"
     mistakes: Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
@@ -96,13 +89,14 @@ def load(section: type[S]) -> S:
     for an unknown, missing, ill-typed or out-of-range key. Raises Undeclared where the running stage does not
     declare the section.
     """
+    name = section.__name__.lower()
     try:
-        values = hermetic.read_params(section.section, FILE)
+        values = hermetic.read_params(name, FILE)
     except FileNotFoundError:
         msg = f"{FILE} is missing: run this from the root of the repository"
         raise Refusal(msg) from None
     except KeyError:
-        msg = f"{FILE}: the section {section.section} is missing"
+        msg = f"{FILE}: the section {name} is missing"
         raise Refusal(msg) from None
     except UnicodeDecodeError:
         msg = f"{FILE} is not UTF-8: save it as UTF-8"
@@ -121,7 +115,7 @@ def _explanation(error: msgspec.ValidationError, values: Any, section: type[Sect
     """The error of msgspec with the key, the value, and the values that are allowed."""
     reason, _, place = str(error).partition(" - at `$")
     place = place.rstrip("`")
-    key = f"{FILE}: {section.section}{place}"
+    key = f"{FILE}: {section.__name__.lower()}{place}"
     value = values
     for step in re.findall(r"\w+", place):
         value = value[int(step)] if isinstance(value, list) else value[step]

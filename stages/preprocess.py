@@ -28,18 +28,21 @@ def read_images(path: str, data: parameters.Data) -> dict[Place, NDArray[np.uint
     one, or whose place is taken.
     """
     pixels: dict[Place, NDArray[np.uint8]] = {}
-    first = ""
+    first: tuple[str, tuple[int, ...]] | None = None
 
     def chosen(member: str) -> Place | None:
         where = place(member)
-        return where if where and where[0] in (data.splits.train, data.splits.valid) and where[1] in data.classes else None
+        return (
+            where if where and where[0] in (data.splits.train, data.splits.valid) and where[1] in data.classes else None
+        )
 
     members = archive.files(path, chosen)
     for member, where, content in tqdm(members, "preprocess", unit=" images", delay=1, disable=None):
         image = images.decode(content, member, data.size, grayscale=data.grayscale)
-        first, shape = (first, shape) if first else (member, image.shape)
-        if image.shape != shape:
-            msg = f"{member}: {image.shape[0]} x {image.shape[1]} pixels, {first} has {shape[0]} x {shape[1]}: set data.size"
+        first = first or (member, image.shape)
+        if image.shape != first[1]:
+            sizes = [" x ".join(map(str, shape)) for shape in (image.shape, first[1])]
+            msg = f"{member}: its size is {sizes[0]}, but {first[0]} has {sizes[1]}: set data.size to resize all"
             raise Refusal(msg)
         if where in pixels:
             msg = f"{member}: the archive holds {'/'.join(where)} twice: leave one out"

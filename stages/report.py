@@ -58,7 +58,9 @@ def main() -> None:
         ),
         "history": pictures.history(history),
     }
-    page = Environment(loader=FileSystemLoader("."), autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(TEMPLATE)
+    page = Environment(
+        loader=FileSystemLoader("."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template(TEMPLATE)
     publish(
         {
             artifacts.LINEAR_METRICS: measures,

@@ -10,6 +10,8 @@ from typing import NoReturn
 from stages import hermetic
 
 CACHE = os.path.join(sys.prefix, "cache")
+"""Where libraries keep what only saves them time: in the environment, whose versions it belongs to."""
+
 # Variables that change results although nothing declares them: those that begin like this are dropped, then
 # PINNED are set. To compute on an accelerator edit JAX_PLATFORMS here; every stage depends on this file.
 DROPPED = ("JAX_", "XLA_", "MPL", "MATPLOTLIB", "NPY_", "OPENBLAS_CORETYPE")
@@ -53,7 +55,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if (text := one_line(error)) is None:
+    if (text := one_line(hermetic.refusal() or error)) is None:
         sys.__excepthook__(kind, error, trace)
     else:
         module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else sys.argv[0]
