@@ -1,0 +1,55 @@
+# One command from a clone to a result. `make help` lists the others; the README has the same steps without make.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+# DVC starts `python` from PATH, so that has to be the environment's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: all test verify compare bench lock clean help
+
+all: .venv/installed  ## Set up .venv, run the stages that need it, and show the result
+	@$(BIN)/python -m dvc repro
+	@$(BIN)/python -m stages.summary
+
+test: .venv/tested  ## Run everything that can fail: lint, types and tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+verify: .venv/installed  ## Rebuild this commit in a temporary clone and compare the bytes with dvc.lock
+	@$(BIN)/python -m tests.verify
+
+bench: .venv/tested  ## Time the pipeline against the notebook's cells
+	$(BIN)/python -m bench.pipeline
+
+lock: .venv/installed  ## Resolve pyproject.toml anew into requirements.txt and requirements-test.txt
+	$(BIN)/python -m uv pip compile $(COMPILE) pyproject.toml -o requirements.txt
+	$(BIN)/python -m uv pip compile $(COMPILE) -c requirements.txt --group test pyproject.toml -o requirements-test.txt
+COMPILE := --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header
+
+clean:  ## Remove the environment, the outputs and DVC's cache
+	rm -rf .venv .dvc/cache .dvc/tmp .hypothesis .*_cache data/archive data/tensors.npz models/*.npz
+	rm -rf metrics/*.png metrics/report.html
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+INSTALL = VIRTUAL_ENV=.venv $(BIN)/python -m uv pip install --quiet --require-hashes -r
+
+.venv/installed: .venv/bin/uv requirements.txt
+	@$(INSTALL) requirements.txt
+	@touch $@
+
+.venv/tested: .venv/installed requirements-test.txt
+	@$(INSTALL) requirements-test.txt
+	@touch $@
