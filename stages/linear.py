@@ -22,7 +22,8 @@ def probabilities(raw: Floats, loss: str) -> Floats:
         return powers / powers.sum(1, keepdims=True)
     if raw.shape[1] == 1:
         raw = np.hstack([raw, 1 - raw if loss == "squared_error" else -raw])
-    each = np.clip(raw, np.finfo(np.float64).tiny, 1) if loss == "squared_error" else np.exp(-np.logaddexp(0, -raw))
+    each = raw if loss == "squared_error" else np.exp(-np.logaddexp(0, -raw))
+    each = np.clip(each, np.finfo(np.float64).tiny, 1)
     return each / each.sum(1, keepdims=True)
 
 
