@@ -15,7 +15,13 @@ CACHE = os.path.join(sys.prefix, "cache")
 # Variables that change results although nothing declares them: those that begin like this are dropped, then
 # PINNED are set. To compute on an accelerator edit JAX_PLATFORMS here; every stage depends on this file.
 DROPPED = ("JAX_", "XLA_", "MPL", "MATPLOTLIB", "NPY_", "OPENBLAS_CORETYPE")
-PINNED = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "MPLCONFIGDIR": os.path.join(CACHE, "matplotlib")}
+PINNED = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(CACHE, "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "MPLBACKEND": "agg",
+    "MPLCONFIGDIR": os.path.join(CACHE, "matplotlib"),
+}
 if platform.machine() in ("x86_64", "AMD64"):
     # The widest vectors decide the order of a sum: with AVX2 for all, every x86-64 writes the same bytes.
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"

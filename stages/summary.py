@@ -9,7 +9,8 @@ def main() -> None:
     print(f"\n{'':20}{'baseline':>10}{'linear':>10}")
     for measure, value in models[-1].items():
         if isinstance(value, float):
-            print(f"{measure:20}" + "".join(f"{model.get(measure, float('nan')):10.4f}" for model in models))
+            figures = [f"{model[measure]:.4f}" if measure in model else "–" for model in models]
+            print(f"{measure:20}{figures[0]:>10}{figures[1]:>10}")
     print(f"\nOpen {REPORT} in a browser.")
 
 
