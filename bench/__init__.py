@@ -1,0 +1,1 @@
+"""Measurements that anyone can rerun, each as `python -m bench.NAME`."""

@@ -1,0 +1,89 @@
+"""The lesson as its notebook has it, cell by cell, so that the pipeline has something to be compared with.
+
+Run it with `python -m bench.notebook`: it unpacks the bundled archive, prints the notebook's figures and takes
+a minute or two, nearly all of it in `jnp.array(image)`, once for each image.
+"""
+
+import tarfile
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+from PIL import Image
+
+ARCHIVE = Path(__file__).parent.parent / "data/mnist_sample.tgz"
+
+
+def open_images(folder: Path) -> Array:
+    """Every image of a folder, float32 (N, H, W) in [0, 1]."""
+    tensors = [jnp.array(Image.open(path)) for path in sorted(folder.iterdir())]
+    return jnp.stack(tensors).astype(jnp.float32) / 255
+
+
+def mnist_distance(a: Array, b: Array) -> Array:
+    """The mean absolute difference over the last two axes."""
+    return jnp.abs(a - b).mean((-1, -2))
+
+
+def init_params(key: Array, pixels: int) -> tuple[Array, Array]:
+    """Normally distributed weights (pixels, 1) and bias (1,)."""
+    key, weights_key = random.split(key)
+    key, bias_key = random.split(key)
+    return random.normal(weights_key, (pixels, 1)), random.normal(bias_key, (1,))
+
+
+def linear1(inputs: Array, params: tuple[Array, Array]) -> Array:
+    """The linear model."""
+    weights, bias = params
+    return inputs @ weights + bias
+
+
+def mnist_loss(predictions: Array, targets: Array) -> Array:
+    """The mean squared error."""
+    return ((predictions - targets) ** 2).mean()
+
+
+def main() -> None:
+    """Run the cells."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Unpack, list, open, stack.
+        with tarfile.open(ARCHIVE) as tar:
+            tar.extractall(folder, filter="data")
+        path = Path(folder, "mnist_sample")
+        train_3, train_7 = open_images(path / "train/3"), open_images(path / "train/7")
+        valid_3, valid_7 = open_images(path / "valid/3"), open_images(path / "valid/7")
+    print("images:", train_3.shape, train_7.shape, valid_3.shape, valid_7.shape)
+
+    # The perfect 3 and the perfect 7.
+    mean_3, mean_7 = train_3.mean(0), train_7.mean(0)
+    to_3, to_7 = mnist_distance(train_3[1], mean_3), mnist_distance(train_3[1], mean_7)
+    print(f"one 3: {to_3:.6f} from the mean 3, {to_7:.6f} from the mean 7")
+
+    def is_3(images: Array) -> Array:
+        return mnist_distance(images, mean_3) < mnist_distance(images, mean_7)
+
+    # How many 3s and 7s the distances find, and how many claimed 3s are 3s.
+    found_3, found_7 = is_3(valid_3).mean(), (~is_3(valid_7)).mean()
+    print(f"3s found: {found_3:.6f}, 7s found: {found_7:.6f}, mean: {(found_3 + found_7) / 2:.6f}")
+    print(f"precision of 3: {is_3(valid_3).sum() / (is_3(valid_3).sum() + is_3(valid_7).sum()):.6f}")
+
+    # A linear model, before it has learned anything.
+    inputs = jnp.concatenate([train_3, train_7]).reshape(-1, 28 * 28)
+    targets = jnp.array([1] * len(train_3) + [0] * len(train_7))[:, None]
+    weights, bias = init_params(random.PRNGKey(42), 28 * 28)
+    predictions = linear1(inputs, (weights, bias))
+    print(f"accuracy: {((predictions > 0) == targets).mean():.7f}, loss: {mnist_loss(predictions, targets):.5f}")
+
+    # Why accuracy is no loss: the brightest pixel's weight grows a little.
+    pixel = inputs.mean(0).argmax()
+    nudged = linear1(inputs, (weights.at[pixel].multiply(1.0001), bias))
+    print(f"pixel {pixel}: {((nudged > 0) == targets).mean():.7f}, loss: {mnist_loss(nudged, targets):.5f}")
+
+    # The same loss with a sigmoid.
+    print(f"with a sigmoid: {mnist_loss(jax.nn.sigmoid(predictions), targets):.6f}")
+
+
+if __name__ == "__main__":
+    main()
