@@ -2,13 +2,18 @@
 
 import os
 import platform
+import re
 import signal
 import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from stages import hermetic
 
+LOCK = "requirements.txt"
 CACHE = os.path.join(sys.prefix, "cache")
 """Where libraries keep what only saves them time: in the environment, whose versions it belongs to."""
 
@@ -41,7 +46,25 @@ def start() -> None:
     for name in [name for name in os.environ if name.startswith(DROPPED)]:
         del os.environ[name]
     os.environ.update(PINNED)
-    hermetic.enforce(caches=[CACHE])
+    if hermetic.enforce(caches=[CACHE]):
+        check_environment(Path(LOCK).read_text("utf-8"), os.listdir(sysconfig.get_path("purelib")))
+
+
+def check_environment(lock: str, installed: Iterable[str]) -> None:
+    """Raise Refusal if a package has another version than the lock, which is what the stages declare.
+
+    `installed` are the names of the folders in site-packages, NAME-VERSION.dist-info among them.
+    """
+    locked = {
+        (name.replace("-", "_"), version) for name, version in re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE)
+    }
+    names = {name for name, _ in locked}
+    for folder in installed:
+        name, _, version = folder.removesuffix(".dist-info").partition("-")
+        name = re.sub(r"[-.]", "_", name.lower())
+        if folder.endswith(".dist-info") and name in names and (name, version) not in locked:
+            msg = f"{name} {version} is installed, but {LOCK} locks another version: run make, or install {LOCK}"
+            raise Refusal(msg)
 
 
 def one_line(error: BaseException) -> str | None:
