@@ -72,3 +72,43 @@ def measures(
     for name, values in {"precision": precision, "recall": recall, "f1": f1}.items():
         result[name] = dict(zip(classes, values.tolist(), strict=True))
     return result
+
+
+def mcnemar(right: NDArray[np.bool_], other_right: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """Whether two classifiers, each right or wrong about the same images (N,), differ by more than chance.
+
+    How many images only the first gets right, how many only the second, and the two-sided exact p: chance alone
+    would deal these images out like tosses of a coin (McNemar 1947; exact binomial form).
+    """
+    first, second = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    n, term, tail = first + second, 1, 0
+    for k in range(min(first, second) + 1):  # whole numbers, so that p is exact to the last bit
+        tail += term
+        term = term * (n - k) // (k + 1)
+    return first, second, min(1.0, 2 * tail / 2**n)
+
+
+def roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """The ROC curve of scores (N,): false and true positive rates (M,), from (0, 0) to (1, 1) (Fawcett 2006).
+
+    A point for each threshold between two different scores, so M - 1 is the number of different scores.
+    """
+    values, place = np.unique(-scores, return_inverse=True)
+    hits, total = (np.bincount(place, weights, len(values)) for weights in (positive, np.ones(len(scores))))
+    false, true = (np.concatenate([[0.0], np.cumsum(each) / each.sum()]) for each in (total - hits, hits))
+    return false, true
+
+
+def calibration(
+    probabilities: Floats, positive: NDArray[np.bool_], bins: int = 10
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """A reliability diagram (Murphy and Winkler 1977) of the probabilities (N,) given to the positive class.
+
+    For each of `bins` equal bins that holds a probability: their mean, how many of them are positive, and
+    how many they are.
+    """
+    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
+    total = np.bincount(place, minlength=bins)
+    filled = total > 0
+    sums = np.bincount(place, probabilities, bins)[filled]
+    return sums / total[filled], np.bincount(place[positive], minlength=bins)[filled], total[filled]

@@ -1,14 +1,17 @@
-"""What the models look like and how training went, drawn with matplotlib: PNG, the same bytes every time."""
+"""Pictures of the models and of training for DVC, and bare images for the page: always the same bytes."""
 
+import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
-Floats = NDArray[np.floating]
+BLUE, RED = b"\x32\x88\xbd", b"\xd6\x40\x4e"
 
 
 def png(figure: Figure) -> bytes:
@@ -44,3 +47,21 @@ def history(rows: Sequence[dict[str, float]]) -> bytes:
         axes.set(xlabel="epoch", ylabel=measure)
         axes.legend()
     return png(figure)
+
+
+def gray(image: NDArray) -> str:
+    """A data URI of an image (H, W): bytes as they are, floats from 0 (black) to 1 (white)."""
+    return _data_uri(Image.fromarray(image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)))
+
+
+def diverging(values: NDArray, limit: float) -> str:
+    """A data URI of values (H, W) from -limit (blue) to limit (red); the nearer to 0, the more transparent."""
+    image = Image.fromarray(np.rint(128 + 127 * np.clip(values / (limit or 1), -1, 1)).astype(np.uint8))
+    image.putpalette(BLUE * 128 + RED * 128)
+    return _data_uri(image, transparency=bytes(min(255, 2 * abs(i - 128)) for i in range(256)))
+
+
+def _data_uri(image: Image.Image, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True, **options)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
