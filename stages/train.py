@@ -1,6 +1,7 @@
 """Learn a linear model by stochastic gradient descent: a weight for each pixel, and a bias."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,10 @@ from stages.descent import Params, Split, fit, predictions
 from stages.linear import cut
 from stages.losses import LOSSES, accuracy
 from stages.running import Refusal
+
+RATES = ("learning_rate", "momentum", "l2")
+CHOICES = ("loss", "schedule", "batch_size", "epochs")
+"""Another choice is another program to compile; another rate runs the same one."""
 
 
 def init_params(key: Array, pixels: int, outputs: int, std: float | Array) -> Params:
@@ -47,34 +52,21 @@ def split(images: Array, labels: Array, count: int) -> Split:
     return Split(images.reshape(len(images), -1) / 255, targets)
 
 
-@partial(jax.jit, static_argnames=("count", "loss", "schedule", "batch_size", "epochs"))
+@partial(jax.jit, static_argnames=("count", *CHOICES))
 def learn(
-    tensors: tuple[Array, ...],
-    seed: Array,
-    init_std: float,
-    learning_rate: float,
-    momentum: float,
-    l2: float,
-    *,
-    count: int,
-    loss: str,
-    schedule: str,
-    batch_size: int,
-    epochs: int,
+    tensors: tuple[Array, ...], seed: Array, init_std: float, rates: dict[str, float], *, count: int, **choices: Any
 ) -> tuple[Params, Array, dict[str, Array]]:
     """The trained params, the history and the experiment, as one program: compiling five takes twice as long.
 
-    `tensors` are the training images and labels, then those of the validation.
-    """  # fmt: skip
+    `tensors` are the images and labels to train, then those to validate.
+    """
     train, valid = split(*tensors[:2], count), split(*tensors[2:], count)
-    key = jax.random.key(seed)
-    size = train.images.shape[1], train.targets.shape[1]
-    params, history = fit(
-        init_params(key, *size, init_std), train, valid, jax.random.fold_in(key, 1), learning_rate, momentum, l2,
-        loss=loss, schedule=schedule, batch_size=batch_size, epochs=epochs,
-    )  # fmt: skip
+    key, size = jax.random.key(seed), (train.images.shape[1], train.targets.shape[1])
+    params = init_params(key, *size, init_std)
+    params, history = fit(params, train, valid, jax.random.fold_in(key, 1), **rates, **choices)
     # The lesson is about a model that still has to learn; one of zeros has no weight to nudge.
     untrained = init_params(key, *size, jnp.where(init_std == 0, 1.0, init_std))
+    loss = choices["loss"]
     return params, history, sensitivity(untrained, train, loss=loss, threshold=cut(loss))
 
 
@@ -85,11 +77,10 @@ def main() -> None:
     if chosen.batch_size > (images := len(tensors[0])):
         msg = f"train.batch_size: {chosen.batch_size} is more than the training images: allowed are 1 to {images}"
         raise Refusal(msg)
+    rates, choices = ({name: getattr(chosen, name) for name in names} for names in (RATES, CHOICES))
     params, history, nudge = learn(
-        tuple(tensors), np.uint32(chosen.seed), chosen.init_std, chosen.learning_rate, chosen.momentum, chosen.l2,
-        count=len(classes), loss=chosen.loss, schedule=chosen.schedule, batch_size=chosen.batch_size,
-        epochs=chosen.epochs,
-    )  # fmt: skip
+        tuple(tensors), np.uint32(chosen.seed), chosen.init_std, rates, count=len(classes), **choices
+    )
     if not all(np.isfinite(array).all() for array in (*params, history)):
         msg = f"train.learning_rate: {chosen.learning_rate} makes {chosen.loss} diverge to NaN or infinity: lower it"
         raise Refusal(msg)
