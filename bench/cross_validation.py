@@ -1,0 +1,167 @@
+"""Choose the defaults of params.yaml's `train` by cross-validation, on the training images alone.
+
+Run it with `python -m bench.cross_validation` where `dvc repro` has made data/tensors.npz: about ten minutes for the
+whole grid, less with `--quick`. Settings that differ in numbers only (learning rate, momentum, l2) are trained at
+once, on all folds at once: `jax.vmap` over the very function that the stage trains with.
+
+Each image is judged by the model whose fold it was left out of. A difference between two settings has the standard
+error of its mean over the images, on which both were judged; what is within two of them of the best is as good.
+"""
+
+import argparse
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stages import artifacts, linear, parameters
+from stages.train import Split, fit, init_params, split
+
+LEARNING_RATES = [0.01, 0.03, 0.1, 0.3, 1.0]
+MOMENTUMS = [0.0, 0.9]
+L2S = [0.0, 1e-4, 3e-4, 1e-3]
+LOSSES = ["log_loss", "brier", "absolute", "squared_error"]
+SCHEDULES = ["cosine", "constant"]
+BATCH_SIZES = [32, 64, 256]
+EPOCHS = [10, 20]
+EPS = float(np.finfo(np.float64).eps)
+
+Floats = NDArray[np.float64]
+
+
+class Judged(NamedTuple):
+    """A setting, and for each image the log loss and whether the model was right."""
+
+    setting: dict[str, Any]
+    log_losses: NDArray[np.float32]
+    right: NDArray[np.bool_]
+
+
+class Folds(NamedTuple):
+    """Equal parts of the training images: to train on (k, n, …), to be judged on (k, m, …), and labels (k, m)."""
+
+    train: Split
+    held: Split
+    labels: NDArray[np.uint8]
+
+
+def make_folds(path: Path, count: int, seed: int) -> Folds:
+    """The training images of a file of tensors in random order, in `count` folds; a remainder is left out."""
+    with np.load(path) as file:
+        images, labels, classes = file["train_images"], file["train_labels"], file["classes"]
+    order = np.random.default_rng(seed).permutation(len(images))[: len(images) // count * count].reshape(count, -1)
+    others = np.stack([np.delete(order, i, axis=0).ravel() for i in range(count)])
+
+    def of(indices: NDArray[np.intp]) -> Split:
+        return jax.vmap(partial(split, count=len(classes)))(images[indices], labels[indices])
+
+    return Folds(of(others), of(order), labels[order])
+
+
+def judge(
+    folds: Folds, defaults: parameters.Train, fixed: dict[str, Any], free: list[dict[str, float]]
+) -> list[Judged]:
+    """Train with every setting of `free` on every fold at once, and judge each on what was held out."""
+    key = jax.random.key(defaults.seed)
+    params = init_params(key, folds.train.images.shape[2], folds.train.targets.shape[2], defaults.init_std)
+    train = partial(fit, **fixed)
+    over_settings = jax.vmap(train, in_axes=(None, None, None, None, 0, 0, 0))
+    over_folds = jax.vmap(over_settings, in_axes=(None, 0, 0, 0, None, None, None))
+    numbers = [jnp.array([setting[name] for setting in free]) for name in ("learning_rate", "momentum", "l2")]
+    trained, _ = over_folds(params, folds.train, folds.held, jax.random.split(key, len(folds.labels)), *numbers)
+    weights, bias = map(np.asarray, trained)  # (folds, settings, …)
+    images = np.asarray(folds.held.images)
+    judged = []
+    for i, setting in enumerate(free):
+        losses, right = [], []
+        for fold, labels in enumerate(folds.labels):
+            raw = (images[fold] @ weights[fold, i] + bias[fold, i]).astype(np.float64)
+            if np.isfinite(raw).all():
+                chosen = linear.probabilities(raw, fixed["loss"])[np.arange(len(labels)), labels]
+                losses.append(-np.log(np.clip(chosen, EPS, 1)))
+                right.append(linear.predicted_classes(raw, fixed["loss"]) == labels)
+            else:  # it diverged
+                losses.append(np.full(len(labels), np.inf))
+                right.append(np.zeros(len(labels), bool))
+        judged.append(Judged(fixed | setting, np.concatenate(losses).astype(np.float32), np.concatenate(right)))
+    return judged
+
+
+def error(values: NDArray) -> float:
+    """The standard error of the mean of values (N,)."""
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def row(judged: Judged, best: Judged) -> str:
+    """A line for a setting: log loss and accuracy, each with its difference from the best setting's."""
+    more = judged.log_losses.astype(np.float64) - best.log_losses
+    hits = judged.right.astype(np.float64) - best.right
+    setting = " ".join(f"{value:>13}" for value in judged.setting.values())
+    return (
+        f"{judged.log_losses.mean():8.5f} {more.mean():+9.5f} ± {error(more):.5f} "
+        f"{judged.right.mean():9.5f} {hits.mean():+9.5f} ± {error(hits):.5f} {setting}"
+    )
+
+
+def show(title: str, judged: list[Judged], best: Judged) -> None:
+    """Print a table of settings."""
+    print(f"\n{title}\n{'log loss':>8} {'more than the best':>19} {'accuracy':>9} {'more than the best':>19}", end=" ")
+    print(" ".join(f"{name:>13}" for name in best.setting))
+    for each in judged:
+        print(row(each, best))
+
+
+def main() -> None:
+    """Judge the grid and the current defaults; print the ranking."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only log_loss, batches of 64, 20 epochs, on a cosine")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--tensors", type=Path, default=Path(artifacts.TENSORS), help="what preprocess wrote")
+    parser.add_argument("--top", type=int, default=12, help="how many settings to show")
+    arguments = parser.parse_args()
+    defaults = parameters.load(parameters.Train)
+    current = {k: v for k, v in msgspec.structs.asdict(defaults).items() if k not in ("seed", "init_std")}
+    names = ("loss", "schedule", "batch_size", "epochs")
+    grid: list[list[Any]] = [LOSSES, SCHEDULES, BATCH_SIZES, EPOCHS]
+    combinations = [tuple(current[name] for name in names)] if arguments.quick else list(itertools.product(*grid))
+    if (own := tuple(current[name] for name in names)) not in combinations:
+        combinations.append(own)
+    free = [
+        {"learning_rate": rate, "momentum": momentum, "l2": l2}
+        for rate, momentum, l2 in itertools.product(LEARNING_RATES, MOMENTUMS, L2S)
+    ]
+    if (numbers := {name: current[name] for name in free[0]}) not in free:
+        free.append(numbers)
+
+    folds = make_folds(arguments.tensors, arguments.folds, defaults.seed)
+    judged: list[Judged] = []
+    for i, values in enumerate(combinations):
+        judged += judge(folds, defaults, dict(zip(names, values, strict=True)), free)
+        print(f"\r{i + 1} of {len(combinations)}", end="", flush=True)
+    by_log_loss = sorted(judged, key=lambda each: float(each.log_losses.mean()))
+    by_accuracy = sorted(judged, key=lambda each: -float(each.right.mean()))
+    best = by_log_loss[0]
+    print(f"\n{len(judged)} settings, {folds.labels.size} images in {arguments.folds} folds")
+    show("Best by log loss", by_log_loss[: arguments.top], best)
+    show("Best by accuracy", by_accuracy[: arguments.top], best)
+    losses = dict.fromkeys(each.setting["loss"] for each in by_accuracy)
+    show(
+        "Best of each loss by accuracy",
+        [next(each for each in by_accuracy if each.setting["loss"] == loss) for loss in losses],
+        best,
+    )
+    place = next(i for i, each in enumerate(by_log_loss) if each.setting == current)
+    show(f"The defaults of params.yaml, number {place + 1} by log loss", [by_log_loss[place]], best)
+    more = by_log_loss[place].log_losses.astype(np.float64) - best.log_losses
+    verdict = "are within two standard errors of" if more.mean() <= 2 * error(more) else "are worse than"
+    print(f"\nThe defaults {verdict} the best: {best.setting}")
+
+
+if __name__ == "__main__":
+    main()
