@@ -84,6 +84,7 @@ def main() -> None:
         "history": pictures.history(history),
     }
     arrays = {"means": means, **model}
+    texts = {name: base64.b64encode(each.astype("<f4").tobytes()).decode() for name, each in arrays.items()}
     fits = sum(each.nbytes for each in arrays.values()) <= EMBEDDED
     jinja = Environment(loader=FileSystemLoader("."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = jinja.get_template(TEMPLATE).render(
@@ -113,7 +114,13 @@ def main() -> None:
             {**rows[i], "picture": pictures.gray(images[i]), "baseline": classes[predicted["baseline"][i]]}
             for i in mistakes
         ],
-        model={name: base64.b64encode(each.astype("<f4").tobytes()).decode() for name, each in arrays.items()}
+        model={
+            **texts,
+            "classes": classes,
+            "shape": means.shape[1:],
+            "loss": loss,
+            "distance": chosen["baseline"].distance,
+        }
         if fits
         else None,
         digests={path: hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest() for path in INPUTS},
