@@ -4,7 +4,6 @@ import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
-import yaml
 
 from stages import hermetic
 from stages.running import Refusal
@@ -37,7 +36,7 @@ class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.train == self.valid:
-            msg = f"{self.train!r} is both train and valid - at `$.splits`"
+            msg = f"{self.train!r} is both train and valid"
             raise ValueError(msg)
 
 
@@ -101,9 +100,12 @@ def load(section: type[S]) -> S:
     except UnicodeDecodeError:
         msg = f"{FILE} is not UTF-8: save it as UTF-8"
         raise Refusal(msg) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # PyYAML raises a dozen types for ill-formed values
         mark = getattr(error, "problem_mark", None)
-        msg = f"{FILE}{f', line {mark.line + 1}' if mark else ''}: not valid YAML ({getattr(error, 'problem', error)})"
+        reason = str(getattr(error, "problem", error))[:120]
+        msg = f"{FILE}{f', line {mark.line + 1}' if mark else ''}: not valid YAML ({reason})"
         raise Refusal(msg) from None
     try:
         return msgspec.convert(values, section)
@@ -120,10 +122,11 @@ def _explanation(error: msgspec.ValidationError, values: Any, section: type[Sect
     for step in re.findall(r"\w+", place):
         value = value[int(step)] if isinstance(value, list) else value[step]
     if "unknown field" in reason or "required field" in reason or isinstance(value, dict | list):
-        return f"{key}: {reason}"
-    if reason.startswith("Expected `str`, got") and value is not None:
-        return f'{key}: {value} is not a string: write "{value}"'
+        return f"{key}: {reason[:120]}"
+    shown = str(value)[:60]
     field = next((f for f in msgspec.structs.fields(section) if f.name == place.removeprefix(".")), None)
     if field and (allowed := get_args(field.type)) and all(isinstance(a, str) for a in allowed):
         reason = f"Expected one of {', '.join(allowed)}"
-    return f"{key}: {str(value)[:60]!r} is not allowed. {reason}"
+    if reason.startswith("Expected `str`, got") and value is not None:
+        return f'{key}: {shown} is not a string: write "{shown}"'
+    return f"{key}: {shown!r} is not allowed. {reason}"

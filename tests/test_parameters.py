@@ -1,0 +1,224 @@
+"""What params.yaml may hold, and the one line that refuses the rest."""
+
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages import parameters
+from stages.running import Refusal, one_line
+
+ROOT = Path(__file__).parents[1]
+PARAMS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+PARAMS["train"]["l2"] = 3e-4  # PyYAML alone takes 3e-4 for a string
+SECTIONS = {name: getattr(parameters, name.capitalize()) for name in PARAMS}
+KEYS = [(section, key) for section, values in PARAMS.items() for key in values]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(**sections: Any) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | sections, allow_unicode=True), "utf-8")
+
+
+def refusal(section: str) -> str:
+    """The line that refuses a section of the params.yaml that lies here."""
+    with pytest.raises(Refusal) as caught:
+        parameters.load(SECTIONS[section])
+    line = one_line(caught.value)
+    assert line is not None
+    assert line.startswith("params.yaml")
+    assert len(line) < 300
+    return line
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_repositorys_parameters_are_accepted(section):
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    loaded = parameters.load(SECTIONS[section])
+    assert {key: getattr(loaded, key) for key in PARAMS[section] if key not in ("classes", "splits")} == {
+        key: value for key, value in PARAMS[section].items() if key not in ("classes", "splits")
+    }
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_a_missing_key_is_named(section, key):
+    write(**{section: {name: value for name, value in PARAMS[section].items() if name != key}})
+    assert f"{section}: " in (line := refusal(section))
+    assert f"missing required field `{key}`" in line
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_unknown_key_is_named(section):
+    write(**{section: PARAMS[section] | {"größe": 1}})
+    assert f"params.yaml: {section}: Object contains unknown field `größe`" == refusal(section)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_missing_section_is_named(section):
+    Path("params.yaml").write_text(yaml.safe_dump({n: v for n, v in PARAMS.items() if n != section}))
+    assert refusal(section) == f"params.yaml: the section {section} is missing"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "allowed"),
+    [
+        ("download.url", "", "length >= 1"),
+        ("download.url", None, "`str`"),
+        ("download.sha256", "AC75" * 16, "[0-9a-f]{64}"),
+        ("download.sha256", "ac75", "[0-9a-f]{64}"),
+        ("data.classes", ["3"], "length >= 2"),
+        ("data.classes", [str(i) for i in range(257)], "length <= 256"),
+        ("data.classes", ["3", "7", "3"], "'3' is listed twice"),
+        ("data.classes", "37", "`array`"),
+        ("data.classes[1]", ["3", 7], 'write "7"'),
+        ("data.classes[0]", [3.5, "7"], 'write "3.5"'),
+        ("data.classes[0]", ["", "7"], "length >= 1"),
+        ("data.classes[0]", ["a/b", "7"], "matching"),
+        ("data.splits", {"train": "train", "valid": "train"}, "'train' is both train and valid"),
+        ("data.splits", {"train": "train"}, "missing required field `valid`"),
+        ("data.splits", {"train": "a", "valid": "b", "test": "c"}, "unknown field `test`"),
+        ("data.splits.valid", {"train": "train", "valid": 1}, 'write "1"'),
+        ("data.size", 28, "`array | null`"),
+        ("data.size", [28], "length 2"),
+        ("data.size[0]", [0, 28], ">= 1"),
+        ("data.size[1]", [28, 4097], "<= 4096"),
+        ("data.grayscale", "no", "`bool`"),
+        ("data.grayscale", 1, "`bool`"),
+        ("baseline.distance", "l3", "l1, l2"),
+        ("baseline.distance", 1, "l1, l2"),
+        ("train.seed", -1, ">= 0"),
+        ("train.seed", 2**32, "<"),
+        ("train.loss", "mse", "squared_error, brier, absolute, log_loss"),
+        ("train.schedule", None, "constant, cosine"),
+        ("train.learning_rate", 0, "> 0"),
+        ("train.learning_rate", 1e7, "<= 1000000"),
+        ("train.learning_rate", float("nan"), "`float`"),
+        ("train.learning_rate", float("inf"), "<= 1000000"),
+        ("train.learning_rate", float("-inf"), "> 0"),
+        ("train.learning_rate", True, "`float`"),
+        ("train.momentum", 1, "< 1"),
+        ("train.momentum", float("nan"), "`float`"),
+        ("train.l2", -0.1, ">= 0"),
+        ("train.l2", float("nan"), "`float`"),
+        ("train.batch_size", 0, ">= 1"),
+        ("train.batch_size", 64.5, "`int`"),
+        ("train.epochs", 100_001, "<= 100000"),
+        ("train.epochs", "20", "`int`"),
+        ("train.init_std", float("inf"), "<= 1000000"),
+        ("report.mistakes", 1001, "<= 1000"),
+        ("report.mistakes", -1, ">= 0"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_with_its_place_and_what_is_allowed(place, value, allowed):
+    section, key = re.findall(r"\w+", place)[:2]
+    write(**{section: PARAMS[section] | {key: value}})
+    assert f"params.yaml: {place}: " in (line := refusal(section))
+    assert allowed in line
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("value", [None, 3, "x", ["x"]])
+def test_a_section_that_is_no_mapping_is_refused(section, value):
+    write(**{section: value})
+    assert refusal(section).startswith(f"params.yaml: {section}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (b"", "the section train is missing"),
+        (b"- train", "the section train is missing"),
+        (b"train: {seed: \xff}", "not UTF-8"),
+        ("train: {}".encode("utf-16"), "not UTF-8"),
+        (b"a: 1\ntrain: [", "line 3: not valid YAML"),
+        (b"\ttrain: 1", "line 1: not valid YAML"),
+        (b"train: *nothing", "undefined alias"),
+        (b"train: {}\n---\ntrain: {}", "line 2: not valid YAML"),
+        (b"train: \x00", "not valid YAML"),
+        (b"train: {[1]: 2}", "unhashable key"),
+        (b"train: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (b"train: {seed: 2020-13-45}", "not valid YAML (month"),
+        (b"train: {seed: !!int x}", "not valid YAML"),
+        (b"train: {seed: !!timestamp x}", "not valid YAML"),
+        (b"train: {seed: " + b"9" * 5000 + b"}", "not valid YAML"),
+        (b"train: !" + b"x" * 5000 + b" y", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_refused_and_nothing_in_it_runs(text, part):
+    Path("params.yaml").write_bytes(text)
+    assert part in refusal("train")
+
+
+def test_a_missing_file_is_named():
+    assert "is missing" in refusal("train")
+
+
+def test_a_byte_order_mark_is_accepted():
+    write()
+    path = Path("params.yaml")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert parameters.load(parameters.Report).mistakes == PARAMS["report"]["mistakes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3e-4", 3e-4), ("1E2", 100), ("+2.e1", 20), ("5", 5), ("1e+1", 10), (".5", 0.5)]
+)
+def test_a_number_is_a_number_however_it_is_written(text, value):
+    write()
+    path = Path("params.yaml")
+    path.write_text(re.sub("learning_rate: .*", f"learning_rate: {text}", path.read_text()))
+    assert parameters.load(parameters.Train).learning_rate == value
+
+
+@pytest.mark.parametrize(
+    "place", ["train: *i", "train: {epochs: *i}", "data: {classes: *i}", "data: {classes: [*i, *i]}"]
+)
+def test_a_billion_laughs_are_refused_in_little_memory(place):
+    """Nine lists, each of the one before nine times: 9 ** 9 if anything writes them out."""
+    section = place.partition(":")[0]
+    lists = [
+        f"{name}: &{name} [{', '.join([last] * 9)}]"
+        for last, name in zip(["x", *(f"*{name}" for name in "abcdefgh")], "abcdefghi", strict=True)
+    ]
+    text = yaml.safe_dump(PARAMS | {section: {}}).replace(f"{section}: {{}}", "")
+    Path("params.yaml").write_text("\n".join([*lists, text, place]))
+    tracemalloc.start()
+    refusal(section)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=400) | st.binary() | st.dates()
+    | st.sampled_from(["l1", "log_loss", "3", "train", 10**400, "a" * 10_000, {"a"}, {str(i) for i in range(999)}])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS, lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text() | st.integers(), each, max_size=4)
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_at_a_key_is_taken_or_refused_by_name(section, data):
+    key = data.draw(st.sampled_from(sorted(PARAMS[section])))
+    write(**{section: PARAMS[section] | {key: data.draw(VALUES)}})
+    try:
+        assert isinstance(parameters.load(SECTIONS[section]), SECTIONS[section])
+    except Refusal as error:
+        line = one_line(error)
+        assert line is not None
+        assert line.startswith("params.yaml")
+        assert section in line or "not valid YAML" in line
+        assert key in line or "`key`" in line or "not valid YAML" in line
+        assert len(line) < 300
