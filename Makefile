@@ -5,10 +5,13 @@ BIN := .venv/bin
 # DVC starts `python` from PATH, so that has to be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
+
 .PHONY: all test verify compare bench lock clean help
 
 all: .venv/installed  ## Set up .venv, run the stages that need it, and show the result
-	@$(BIN)/python -m dvc repro
+	@$(if $(PULL),echo "Taking what the DVC remote has and building the rest.")
+	@$(BIN)/python -m dvc repro $(PULL)
 	@$(BIN)/python -m stages.summary
 
 test: .venv/tested  ## Run everything that can fail: lint, types and tests
