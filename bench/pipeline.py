@@ -42,10 +42,10 @@ LIBRARIES = {
 }
 # A stage in a process of its own, with the time of each part of it; argv: stage, whether to guard it, libraries.
 PROBE = """
-import sys, time
+import os, sys, time
 start = time.perf_counter()
 _, stage, how, *libraries = sys.argv
-sys.argv[0] = "bench"
+sys.argv[0], sys.path[0] = "bench", os.getcwd()
 import importlib, json
 times = {}
 def timed(name, function, *arguments):
