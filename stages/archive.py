@@ -1,5 +1,6 @@
 """The files in an archive, tar (plain or compressed) or zip, as a stream: nothing is unpacked to disk."""
 
+import errno
 import lzma
 import tarfile
 import zipfile
@@ -13,7 +14,9 @@ Place = TypeVar("Place")
 
 MAX_MEMBER = 64 * 2**20
 MAX_TOTAL = 16 * 2**30
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError, RuntimeError)
+DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, ValueError, TypeError, RuntimeError
+)  # fmt: skip
 
 
 def files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str, Place, bytes]]:
@@ -32,7 +35,7 @@ def files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str
     except DAMAGE as error:
         raise _damaged(path, str(error)) from None
     except OSError as error:
-        if error.errno:  # the disk's or the system's doing, not the content's
+        if error.errno not in (None, errno.EINVAL):  # the disk's or the system's doing, not the content's
             raise
         raise _damaged(path, str(error)) from None
 
@@ -57,7 +60,8 @@ def _zip_files(path: str, place: Callable[[str], Place | None]) -> Iterator[tupl
         for member in archive.infolist():
             total += _bounded(path, member.filename, member.file_size, total)
             if not member.is_dir() and (where := place(member.filename)) is not None:
-                yield member.filename, where, archive.read(member)
+                with archive.open(member) as file:
+                    yield member.filename, where, file.read(member.file_size)  # the header may lie: never more
 
 
 class _Member(tarfile.TarInfo):

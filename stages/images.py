@@ -12,6 +12,7 @@ from stages.running import Refusal
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM")  # Pillow's PPM is all of PNM
 MAX_PIXELS = 4096 * 4096
+Image.MAX_IMAGE_PIXELS = None  # decode has a bound of its own, and needs no warning before it
 GRAY = {"1", "L"}
 
 
