@@ -1,5 +1,6 @@
 """A linear model, and minibatch stochastic gradient descent to train it."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from stages.linear import cut
 from stages.losses import LOSSES, accuracy
@@ -53,6 +55,10 @@ def fit(
     squared weights (not the bias).
     """
     batches = len(train.images) // batch_size
+    # Each device takes an equal share of every batch; one device is the smallest case of the same program.
+    devices = math.gcd(batch_size, jax.device_count())
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    share = NamedSharding(mesh, PartitionSpec("batch"))
     rate = optax.cosine_decay_schedule(learning_rate, epochs * batches) if schedule == "cosine" else learning_rate
     decay = optax.add_decayed_weights(l2, mask=Params(weights=True, bias=False))  # type: ignore[arg-type]
     optimizer = optax.chain(decay, optax.sgd(rate, momentum))
@@ -60,7 +66,8 @@ def fit(
 
     def step(state: tuple[Params, Any], batch: Array) -> tuple[tuple[Params, Any], None]:
         params, optimizer_state = state
-        slope = gradient(params, train.images[batch], train.targets[batch])
+        images, targets = (jax.lax.with_sharding_constraint(each[batch], share) for each in train)
+        slope = gradient(params, images, targets)
         updates, optimizer_state = optimizer.update(slope, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), None
 
