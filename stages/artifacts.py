@@ -1,6 +1,7 @@
 """What the stages pass to each other: read with checks, written as a whole or not at all."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -64,7 +65,7 @@ def load_arrays(path: str, kinds: Mapping[str, str]) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # whatever NumPy, zipfile and zlib make of damaged bytes
-        if (isinstance(error, OSError) and error.errno) or isinstance(error, PermissionError):
+        if getattr(error, "errno", None) not in (None, errno.EINVAL) or isinstance(error, PermissionError):
             raise
         raise _damaged(path, str(error)) from None
     for name, kind in kinds.items():
