@@ -21,17 +21,16 @@ Line = tuple[Sequence[float] | Floats, Sequence[float] | Floats]
 DIAGONAL = ((0.0, 1.0), (0.0, 1.0))
 
 
-def pair(positive: NDArray[np.bool_], scores: dict[str, Floats], probability: Floats) -> list[dict[str, Any]]:
+def pair(positive: NDArray[np.bool_], scores: Mapping[str, Floats], probability: Floats) -> list[dict[str, Any]]:
     """ROC curves of models by their scores (N,), and the calibration of the linear one's probability (N,)."""
     curves: dict[str, Line] = {name: metrics.roc(each, positive) for name, each in scores.items()}
-    rates = ("false positive rate", "true positive rate")
+    rates, labels = ("false positive rate", "true positive rate"), ("probability", "share, 95 % interval")
     mean, hits, total = metrics.calibration(probability, positive)
     bars = [(at, *metrics.wilson(int(n), int(of))) for at, n, of in zip(mean, hits, total, strict=True)]
-    title = "Calibration, 95 % intervals"
     return [
         chart("ROC", rates, {"chance": DIAGONAL, **curves}),
         chart("ROC, upper left", rates, curves, ((0, 0.2), (0.8, 1))),
-        chart(title, ("probability", "share"), {"ideal": DIAGONAL, "linear": (mean, hits / total)}, DIAGONAL, bars),
+        chart("Calibration", labels, {"ideal": DIAGONAL, "linear": (mean, hits / total)}, DIAGONAL, bars),
     ]
 
 

@@ -21,8 +21,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def gallery(images: Sequence[NDArray], captions: Sequence[str], columns: int, *, diverging: bool = False) -> bytes:
-    """Images (H, W) in a grid: bytes from black to white or, if diverging, from blue over white (0) to red."""
+def gallery(images: NDArray[np.floating], captions: Sequence[str], columns: int, *, diverging: bool = False) -> bytes:
+    """Images (N, H, W) in a grid: from 0 (black) to 1 (white) or, if diverging, from blue over white (0) to red."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.6 * columns, 1.85 * rows), layout="constrained")
