@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from stages import hermetic, parameters
@@ -43,7 +44,7 @@ def download(url: str, folder: str) -> Path:
     signal.alarm(DEADLINE)
     try:
         return Path(source.fetch("archive", downloader=fetch))
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: a host or a header that makes no sense
         raise Refusal(_failure(url, str(error))) from None
     finally:
         signal.alarm(0)
@@ -74,9 +75,10 @@ def main() -> None:
     """Write data/archive."""
     chosen = parameters.load(parameters.Download)
     hermetic.permit(chosen.url)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if chosen.url.startswith(("http://", "https://")):
             archive = download(chosen.url, folder)
+            stack.callback(archive.unlink)  # by its path: the guard cannot follow TemporaryDirectory's dir_fd
         elif "://" in chosen.url:
             msg = f"download.url: {chosen.url}: only a path, http:// or https:// can be fetched"
             raise Refusal(msg)
