@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages import artifacts, linear, parameters
-from stages.descent import Split, fit, init_params, split
+from stages.descent import Split, fit
+from stages.train import init_params, split
 
 LEARNING_RATES = [0.01, 0.03, 0.1, 0.2, 0.3, 1.0]
 MOMENTUMS = [0.0, 0.9]

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stages import artifacts, parameters
-from stages.descent import fit, init_params, split
+from stages.descent import fit
 from stages.losses import LOSSES
+from stages.train import init_params, split
 
 RATES = [0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 10.0]
 
