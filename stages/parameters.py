@@ -121,6 +121,8 @@ def _explanation(error: msgspec.ValidationError, values: Any, section: type[Sect
     value = values
     for step in re.findall(r"\w+", place):
         value = value[int(step)] if isinstance(value, list) else value[step]
+    if "unknown field" in reason and not place:
+        return f"{key}: {reason[:120]}: known are {', '.join(section.__struct_fields__)}"
     if "unknown field" in reason or "required field" in reason or isinstance(value, dict | list):
         return f"{key}: {reason[:120]}"
     shown = str(value)[:60]

@@ -57,9 +57,10 @@ def test_a_missing_key_is_named(section, key):
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_an_unknown_key_is_named(section):
+def test_an_unknown_key_is_named_and_the_known_ones_with_it(section):
     write(**{section: PARAMS[section] | {"größe": 1}})
-    assert f"params.yaml: {section}: Object contains unknown field `größe`" == refusal(section)
+    known = ", ".join(PARAMS[section])
+    assert refusal(section) == f"params.yaml: {section}: Object contains unknown field `größe`: known are {known}"
 
 
 @pytest.mark.parametrize("section", SECTIONS)
