@@ -54,6 +54,11 @@ def test_one_versus_rest_scales_the_sigmoids_to_a_sum_of_1(loss):
     np.testing.assert_allclose(linear.probabilities(raw, loss), expected, rtol=1e-12)
 
 
+def test_squared_error_of_more_classes_scales_the_cut_predictions_to_a_sum_of_1():
+    p = linear.probabilities(np.array([[3, 0.5, -1], [0.25, 0.25, 0.5]]), "squared_error")
+    np.testing.assert_allclose(p, [[2 / 3, 1 / 3, 0], [0.25, 0.25, 0.5]], rtol=1e-12, atol=1e-300)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_extreme_predictions_give_probabilities_that_sum_to_1_without_a_warning(loss, classes):
