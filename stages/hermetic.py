@@ -10,10 +10,11 @@ needs nothing but PyYAML.
 
 How: Python reports what it is about to do to an audit hook (PEP 578), which may refuse. That covers whatever
 is done through Python, libraries included. Not covered: files that C code opens by itself (the tests run the
-stages under strace to see that none does), stat and exists, paths relative to a `dir_fd`, and code that sets
-out to deceive: this guards against mistakes, not against attackers.
+stages under strace to see that none does), stat and exists, paths opened relative to a `dir_fd`, and code that
+sets out to deceive: this guards against mistakes, not against attackers.
 """
 
+import atexit
 import importlib.util
 import itertools
 import os
@@ -45,9 +46,24 @@ SYSTEM = [
 ]
 TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+CHANGES: dict[str, list[tuple[int, int | None]]] = {  # where the arguments have a path, and the dir_fd of its folder
+    "os.rename": [(0, 2), (1, 3)],
+    "os.link": [(0, 2), (1, 3)],
+    "os.symlink": [(1, 2)],
+    "os.remove": [(0, 1)],
+    "os.rmdir": [(0, 1)],
+    "os.mkdir": [(0, 2)],
+    "os.chmod": [(0, 2)],
+    "os.truncate": [(0, None)],
+}
 LISTINGS = {"os.listdir", "os.scandir"}
 PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"}
+SPAWNING = {
+    "multiprocessing.popen_spawn_posix",
+    "multiprocessing.popen_spawn_win32",
+    "multiprocessing.popen_forkserver",
+}
+"""Modules that start a new, unguarded Python; a forked one inherits the guard."""
 NETWORK = {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"}
 
 
@@ -61,6 +77,9 @@ class Declaration:
 
     stage: str
     root: str
+    """The repository: the nearest folder with .dvc or .git, from that of dvc.yaml upwards."""
+    base: str
+    """The folder that the stage runs in and that its paths in dvc.yaml are relative to."""
     deps: frozenset[str]
     outs: frozenset[str]
     params: frozenset[tuple[str, str]]
@@ -77,26 +96,34 @@ YamlLoader.add_implicit_resolver(
 
 
 def declaration(stage: str | None = None, folder: str = ".") -> Declaration | None:
-    """What the dvc.yaml in `folder`, or in the nearest folder above, declares for a stage.
+    """What the dvc.yaml in `folder`, or in the nearest folder above that has the stage, declares for it.
 
     Without a name it is the stage that DVC is running, or else the stage whose command runs the module that
-    this process was asked to run; None if there is none. Templates (`${…}`, `foreach`, `matrix`) are left to
-    DVC itself, which takes half a second.
+    this process was asked to run; None if there is none. Raises Undeclared for a name that is not there.
+    Templates (`${…}`, `foreach`, `matrix`) are left to DVC itself, which takes half a second.
     """
-    folders = [Path(folder).resolve(), *Path(folder).resolve().parents]
-    root = next((str(path) for path in folders if (path / "dvc.yaml").is_file()), None)
-    if root is None:
-        return None
     name = stage or os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    text = Path(root, "dvc.yaml").read_text("utf-8")
+    for above in [Path(folder).resolve(), *Path(folder).resolve().parents]:
+        if (above / "dvc.yaml").is_file() and (found := _declared(name, str(above))):
+            return found
+        if (above / ".dvc").is_dir():
+            break
+    if name:
+        msg = f"stage {name} is in no dvc.yaml in or above {folder}: set its wdir in or below the folder of dvc.yaml"
+        raise Undeclared(msg)
+    return None
+
+
+def _declared(name: str, folder: str) -> Declaration | None:
+    text = Path(folder, "dvc.yaml").read_text("utf-8")
     if re.search(r"\$\{|\bforeach:|\bmatrix:", text):
-        return _resolved_by_dvc(name, root)
+        return _resolved_by_dvc(name, folder)
     stages = (yaml.load(text, YamlLoader) or {}).get("stages") or {}
     name = name or next((name for name, entry in stages.items() if _runs_this_module(entry["cmd"])), "")
     if name not in stages:
         return None
     entry = stages[name]
-    base = os.path.join(root, entry.get("wdir", "."))
+    base = os.path.realpath(os.path.join(folder, entry.get("wdir", ".")))
 
     def listed(*kinds: str) -> frozenset[str]:
         items = [item for kind in kinds for item in entry.get(kind, [])]
@@ -108,7 +135,13 @@ def declaration(stage: str | None = None, folder: str = ".") -> Declaration | No
     for item in entry.get("params", []):
         for file, keys in ({"params.yaml": [item]} if isinstance(item, str) else item).items():
             params |= {(_absolute(file, base), key) for key in keys or ["*"]}
-    return Declaration(name, root, listed("deps"), listed("outs", "metrics", "plots"), frozenset(params))
+    outs = listed("outs", "metrics", "plots")
+    return Declaration(name, _repository(folder), base, listed("deps"), outs, frozenset(params))
+
+
+def _repository(folder: str) -> str:
+    above = [Path(folder), *Path(folder).parents]
+    return next((str(path) for path in above if (path / ".dvc").is_dir() or (path / ".git").exists()), folder)
 
 
 def _runs_this_module(command: str | list[str]) -> bool:
@@ -118,16 +151,19 @@ def _runs_this_module(command: str | list[str]) -> bool:
     return any(pair in pairs for pair in itertools.pairwise(asked) if pair[0] == "-m")
 
 
-def _resolved_by_dvc(name: str, root: str) -> Declaration | None:
+def _resolved_by_dvc(name: str, folder: str) -> Declaration | None:
     from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
-    for stage in Repo(root).index.stages:
+    for stage in Repo(folder).index.stages:
+        if os.path.realpath(stage.path) != os.path.join(folder, "dvc.yaml"):
+            continue
         if stage.name == name or (not name and _runs_this_module(stage.cmd)):
             params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
             return Declaration(
                 stage.name,
-                root,
+                _repository(folder),
+                os.path.realpath(stage.wdir),
                 frozenset(dep.fs_path for dep in stage.deps if dep not in params),
                 frozenset(out.fs_path for out in stage.outs),
                 frozenset((dep.fs_path, key) for dep in params for key in dep.params or ["*"]),
@@ -152,7 +188,7 @@ class Guard:
         self._temporary = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
         prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
         self._environment = tuple(path + os.sep for path in prefixes | {os.path.realpath(path) for path in prefixes})
-        self._import_folders = {declared.root} | {os.path.dirname(dep) for dep in declared.deps if dep.endswith(".py")}
+        self._import_folders = {declared.base} | {os.path.dirname(dep) for dep in declared.deps if dep.endswith(".py")}
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise Undeclared if the event is not declared; Python calls this before each one."""
@@ -161,14 +197,14 @@ class Guard:
             if isinstance(path, str | bytes):
                 (self.check_write if flags & WRITING else self.check_read)(os.fsdecode(path))
         elif event in CHANGES:
-            for path in arguments[:2]:
+            for path, folder in [(arguments[i], -1 if j is None else arguments[j]) for i, j in CHANGES[event]]:
                 if isinstance(path, str | bytes):
-                    self.check_write(os.fsdecode(path))
+                    self.check_write(_in_folder(os.fsdecode(path), folder))
         elif event in LISTINGS:
             folder = arguments[0] if arguments[0] is not None else "."
             if isinstance(folder, str | bytes) and _absolute(os.fsdecode(folder)) not in self._import_folders:
                 self.check_read(os.fsdecode(folder))
-        elif event in PROGRAMS:
+        elif event in PROGRAMS or (event == "import" and arguments[0] in SPAWNING):
             raise self._refuse(
                 f"starts a program ({arguments[0]}), whose files dvc.yaml cannot answer for", "do its work in Python"
             )
@@ -223,7 +259,7 @@ class Guard:
         self.reading_params = True
 
     def _undeclared(self, deed: str, what: str, remedy: str) -> Undeclared:
-        shown = os.path.relpath(what, self.declared.root) if os.path.isabs(what) else what
+        shown = os.path.relpath(what, self.declared.base) if os.path.isabs(what) else what
         # Remembered, so that a stage which swallows the error still writes nothing.
         self.refusal = self._refuse(f"{deed} {shown}, which dvc.yaml does not declare", remedy.format(shown))
         return self.refusal
@@ -245,7 +281,8 @@ def enforce(declared: Declaration | None = None, caches: Sequence[str] = ()) -> 
 
     `caches` are folders in which libraries may keep what only saves them time. Raises Undeclared if a module
     of the repository is imported already without being declared; later, whatever breaks the declaration
-    raises it. After a refusal inside the repository nothing can be written, even if the error was swallowed.
+    raises it. After a refusal inside the repository nothing can be written, and the exit status is 1, even if
+    the error was swallowed.
     """
     global _guard
     if declared := declared or declaration():
@@ -254,7 +291,15 @@ def enforce(declared: Declaration | None = None, caches: Sequence[str] = ()) -> 
             if file := getattr(module, "__file__", None):
                 _guard.check_read(file)
         sys.addaudithook(_guard)
+        atexit.register(_fail_if_swallowed)
     return _guard
+
+
+def _fail_if_swallowed() -> None:
+    if (error := refusal()) and not hasattr(sys, "last_value"):  # which Python sets for what ended the program
+        sys.excepthook(type(error), error, None)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def permit(source: str) -> None:
@@ -287,8 +332,15 @@ def temporary(path: str) -> str:
 
 def _absolute(path: str, base: str = ".") -> str:
     """`path` with the links of its folder resolved but not its own: DVC may link an out into its cache."""
-    folder, name = os.path.split(os.path.normpath(os.path.join(base, path)))
-    return os.path.join(os.path.realpath(folder), name)
+    path = os.path.join(base, path)
+    folder, name = os.path.split(path.rstrip(os.sep))
+    return os.path.realpath(path) if name in ("", ".", "..") else os.path.join(os.path.realpath(folder), name)
+
+
+def _in_folder(path: str, folder: int) -> str:
+    """`path` relative to an open folder, where Linux tells its name."""
+    link = f"/proc/self/fd/{folder}"
+    return os.path.join(os.readlink(link), path) if folder >= 0 and os.path.exists(link) else path
 
 
 def _covering(path: str, declared: Iterable[str]) -> str | None:
