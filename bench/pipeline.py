@@ -20,12 +20,14 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results.md"
 NOTEBOOK = "the notebook's cells"
 FLOOR, FLOOR_NO_OP = "floor: five stages that copy a file", "floor: nothing to do"
 NEW, AGAIN, NO_OP = "from nothing, in a new environment", "from nothing", "nothing to do"
-# Each edit takes turns between two values, so that none is the current one for long.
+# Each edit takes the first of two values that is not the current one.
 EDITS = {
     "learning_rate": ["0.07", "0.08"],
     "distance": ["l2", "l1"],
@@ -101,6 +103,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.environment, self.clone, self.floor = folder / "env", folder / "clone", folder / "floor"
+        self.original = folder / "original"
         self.cache = self.environment / "cache"
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.processor: dict[str, list[float]] = defaultdict(list)
@@ -118,6 +121,14 @@ class Bench:
             "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "DVC_SITE_CACHE_DIR": str(folder / "site"),
         }
+
+        listing = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for name in listing.splitlines():
+            if (ROOT / name).is_file():  # Git lists what is deleted, too
+                (self.original / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.original / name)
 
     def run(self, *arguments: str, folder: Path) -> tuple[float, float, str]:
         """Wall and processor seconds of a Python process, and what it printed; ends the benchmark if it fails."""
@@ -144,15 +155,9 @@ class Bench:
         self.ran[case] = "all" if len(ran) == 5 else ", ".join(ran) or "–"
 
     def new_clone(self) -> None:
-        """Copy what Git would commit, as a repository without outputs or caches."""
+        """A repository of the working tree as it was at the start, without outputs or caches."""
         shutil.rmtree(self.clone, ignore_errors=True)
-        listing = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        for name in listing.splitlines():
-            if (ROOT / name).is_file():
-                (self.clone / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.clone / name)
+        shutil.copytree(self.original, self.clone)
         subprocess.run(["git", "init", "--quiet"], cwd=self.clone, check=True)
 
     def new_floor(self) -> None:
@@ -164,13 +169,14 @@ class Bench:
         (self.floor / "0").write_text("a small file\n")
         subprocess.run(["git", "init", "--quiet"], cwd=self.floor, check=True)
 
-    def edit(self, key: str, value: str) -> None:
-        """Give a parameter a value that DVC has no results for."""
-        shutil.rmtree(self.clone / ".dvc/cache/runs", ignore_errors=True)
+    def edit(self, key: str, values: list[str]) -> None:
+        """Give a parameter a new value."""
         params = self.clone / "params.yaml"
-        params.write_text(re.sub(rf"(?m)^  {key}: .*$", f"  {key}: {value}", params.read_text()))
+        text = params.read_text()
+        edits = (re.sub(rf"(?m)^  {key}: [^#\n]*", f"  {key}: {value} ", text) for value in values)
+        params.write_text(next(edited for edited in edits if yaml.safe_load(edited) != yaml.safe_load(text)))
 
-    def round(self, i: int, idle: int) -> None:
+    def round(self, idle: int) -> None:
         """Measure every case but the notebook once, the idle ones several times."""
         shutil.rmtree(self.cache, ignore_errors=True)
         for case in (NEW, AGAIN):
@@ -182,7 +188,7 @@ class Bench:
             self.measure(NO_OP, self.clone)
             self.measure(FLOOR_NO_OP, self.floor)
         for key, values in EDITS.items():
-            self.edit(key, values[i % 2])
+            self.edit(key, values)
             self.measure(f"edit of {key}", self.clone)
 
     def median(self, case: str) -> float:
@@ -284,7 +290,7 @@ def main() -> None:
         bench = Bench(Path(folder).resolve())
         for i in range(rounds):
             print(f"round {i + 1} of {rounds}", file=sys.stderr)
-            bench.round(i, idle)
+            bench.round(idle)
             if i < notebooks:
                 bench.measure(NOTEBOOK, bench.clone, "-m", "bench.notebook")
         stages = bench.probe(probes)
