@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
@@ -97,17 +98,25 @@ def publish(outputs: Mapping[str, Any]) -> None:
     path of a file to copy. The same content makes the same bytes.
     Floats in JSON and CSV are rounded to six decimals.
     """
-    try:
-        for path, content in outputs.items():
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(temporary(path), "wb") as file:
-                _encode(path, content, file)
-        for path in outputs:
-            os.replace(temporary(path), path)
-    finally:
-        for path in outputs:
-            with suppress(OSError):
-                os.remove(temporary(path))
+    with open(__file__, "rb") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a stage whose dvc was killed may still be writing
+        path = ""
+        try:
+            for path, content in outputs.items():
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(temporary(path), "wb") as file:
+                    _encode(path, content, file)
+            for path in outputs:
+                os.replace(temporary(path), path)
+        except OSError as error:
+            if error.errno and not error.filename:  # a full disk
+                error.filename = path
+            raise
+        finally:
+            for path in outputs:
+                with suppress(OSError):
+                    os.remove(temporary(path))
 
 
 def _encode(path: str, content: Any, file: IO[bytes]) -> None:

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stages import hermetic
 
@@ -31,9 +31,15 @@ if platform.machine() in ("x86_64", "AMD64"):
     # The widest vectors decide the order of a sum: with AVX2 for all, every x86-64 writes the same bytes.
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
 
+STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
 
 class Refusal(Exception):
     """An error that the user can mend: shown as one line that names the culprit and says what to do."""
+
+
+class Stopped(BaseException):
+    """The stage was told to end (SIGINT, SIGTERM); no Exception, which libraries take for theirs."""
 
 
 def start() -> None:
@@ -42,7 +48,9 @@ def start() -> None:
     A module that no stage of dvc.yaml runs is not held to anything.
     """
     sys.excepthook = _explain
-    signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _unraisable
+    for number in STOPS:
+        signal.signal(number, _stop)
     for name in [name for name in os.environ if name.startswith(DROPPED)]:
         del os.environ[name]
     os.environ.update(PINNED)
@@ -70,12 +78,10 @@ def check_environment(lock: str, installed: Iterable[str]) -> None:
 def one_line(error: BaseException) -> str | None:
     """What to tell the user about `error`; None for a bug, which deserves its traceback."""
     match error:
-        case Refusal() | hermetic.Undeclared():
+        case Refusal() | Stopped() | hermetic.Undeclared():
             text = str(error)
-        case MemoryError():
+        case _ if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the latter from JAX
             text = "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
-        case KeyboardInterrupt():
-            text = "interrupted, nothing was written"
         case OSError(strerror=reason, filename=name) if reason:
             text = f"{name}: {reason}" if name else reason
         case _:
@@ -84,13 +90,32 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if (text := one_line(hermetic.refusal() or error)) is None:
+    if (text := one_line(_stopped or hermetic.refusal() or error)) is None:
         sys.__excepthook__(kind, error, trace)
     else:
         module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else sys.argv[0]
         print(f"{module.rpartition('.')[2]}: {text}", file=sys.stderr)
+        sys.excepthook, sys.unraisablehook = lambda *_: None, lambda _: None  # what follows from it need not be told
 
 
-def _terminate(*_: object) -> NoReturn:
-    msg = "terminated, nothing was written"
-    raise Refusal(msg)
+_stopped: Stopped | None = None
+
+
+def _stop(number: int, _: object) -> None:
+    global _stopped
+    _stopped = Stopped(f"{STOPS[signal.Signals(number)]}, nothing was written")
+    if not hasattr(sys.modules["__main__"], "main"):  # a library in C that is being imported would crash
+        _give_up(_stopped)
+    raise _stopped
+
+
+def _unraisable(dropped: Any) -> None:
+    """C code that calls Python may drop what it raises: then the stage would go on."""
+    if isinstance(dropped.exc_value, Stopped):
+        _give_up(dropped.exc_value)
+    sys.__unraisablehook__(dropped)
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    _explain(type(error), error, None)
+    os._exit(1)

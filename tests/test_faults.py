@@ -1,0 +1,351 @@
+"""Killed, stopped, starved and tampered with: what is visible stays whole, and the next `dvc repro` mends it."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from stages import artifacts, running
+from tests.conftest import contents, copy, edit, environment, run
+from tests.verify import outputs
+
+FOLDERS = ("data", "models", "metrics")
+OUTS = {
+    "download": ["data/archive"],
+    "preprocess": ["data/tensors.npz"],
+    "baseline": ["models/baseline.npz", "metrics/baseline.json"],
+    "train": ["models/linear.npz", "metrics/history.csv", "metrics/sensitivity.json"],
+    "report": ["metrics/predictions.csv", "metrics/linear.json", "metrics/report.html", "metrics/means.png"],
+}
+ROOT = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+"""Without capabilities, so that permissions hold for root as well."""
+Limit = tuple[int, int]
+
+
+def start(clone: Path, *command: str, limit: Limit | None = None) -> subprocess.Popen[str]:
+    """Start a command in a group of its own, with a resource limit."""
+    site = environment(HOME=str(clone.parent), DVC_SITE_CACHE_DIR=str(clone.parent / "dvc"))
+    return subprocess.Popen(
+        command, cwd=clone, env=site, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=(lambda: resource.setrlimit(limit[0], (limit[1], limit[1]))) if limit else None,
+    )  # fmt: skip
+
+
+def stage(clone: Path, name: str, *prefix: str, limit: Limit | None = None) -> tuple[int, list[str]]:
+    """Run a stage by hand: its exit status and the lines it wrote to stderr."""
+    process = start(clone, *prefix, "python", "-m", f"stages.{name}", limit=limit)
+    lines = process.communicate(timeout=60)[1].splitlines()
+    return process.returncode, lines
+
+
+def rebuilt(clone: Path) -> None:
+    """The next `dvc repro` succeeds and ends with the bytes that dvc.lock names, which stays as it was."""
+    lock = (clone / "dvc.lock").read_bytes()
+    done = run(clone, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "dvc.lock").read_bytes() == lock
+    for path, md5 in outputs(clone / "dvc.lock").items():
+        assert md5_of(clone / path) == md5, path
+
+
+def md5_of(file: Path) -> str:
+    return subprocess.check_output(["md5sum", "--", file], text=True).split()[0].lstrip("\\")
+
+
+def cached(clone: Path, path: str) -> Path:
+    """The object in DVC's cache that holds an output."""
+    md5 = outputs(clone / "dvc.lock")[path]
+    return clone / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
+
+@pytest.fixture
+def unchanged(clone: Path) -> Iterator[Path]:
+    """A clone whose outputs a fault must leave as they were, without anything beside them."""
+    before = contents(clone, *FOLDERS)
+    yield clone
+    assert contents(clone, *FOLDERS) == before
+
+
+# Killed
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "download": lambda clone: (clone / "data/archive").write_bytes(b"earlier"),
+    "preprocess": lambda clone: edit(clone / "params.yaml", '["3", "7"]', '["7", "3"]'),
+    "baseline": lambda clone: edit(clone / "params.yaml", "distance: l1", "distance: l2"),
+    "train": lambda clone: edit(clone / "params.yaml", "seed: 42", "seed: 43"),
+    "report": lambda clone: edit(clone / "params.yaml", "mistakes: 24", "mistakes: 8"),
+}
+"""What makes a stage write other bytes than those that are there."""
+KILLS = {"dvc": 5, "preprocess": 11, "download": 24, "train": 4, "report": 4, "baseline": 4}
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_whole_outputs_and_the_next_repro_mends_the_rest(built, tmp_path):
+    """Two at a time: stages that are about to replace their outputs, and dvc, whose stage lives on."""
+    with ThreadPoolExecutor(2) as pool:
+        killed = dict(zip(KILLS, pool.map(lambda name: kill(built, tmp_path / name, name), KILLS), strict=True))
+    assert killed == KILLS
+    assert sum(killed.values()) >= 50
+
+
+def kill(built: Path, folder: Path, name: str) -> int:
+    """How often dvc or a stage was killed, at moments that the seed decides."""
+    chance = random.Random(name)
+    clone = copy(built, folder / "a clone")
+    if name == "dvc":
+        until(
+            KILLS[name],
+            lambda: kill_dvc(clone, chance.choice(["download", "preprocess"]), chance.uniform(0.2, 3)),
+        )
+        return KILLS[name]
+    CHANGES[name](clone)
+    before = contents(clone, *FOLDERS)
+    begun = time.monotonic()
+    assert stage(clone, name)[0] == 0
+    took = time.monotonic() - begun
+    after = contents(clone, *FOLDERS)
+    assert any(before[path] != after[path] for path in OUTS[name])
+
+    def kill_stage() -> bool:
+        for path in OUTS[name]:
+            (clone / path).write_bytes(before[path])
+        process = start(clone, "python", "-m", f"stages.{name}")
+        # Half of them late, when outputs are written.
+        killed = kill_after(process, took * chance.choice([chance.random(), chance.uniform(0.8, 1)]))
+        for path, content in contents(clone, *FOLDERS).items():
+            if path in before:
+                assert content in (before[path], after[path]), path
+        return killed
+
+    until(KILLS[name], kill_stage)
+    shutil.copy(built / "params.yaml", clone)
+    rebuilt(clone)
+    return KILLS[name]
+
+
+def kill_dvc(clone: Path, name: str, seconds: float) -> bool:
+    """Kill dvc, not the stage that it started, and run it again at once."""
+    process = start(clone, "dvc", "repro", "--force", "--single-item", name)
+    killed = kill_after(process, seconds)
+    rebuilt(clone)
+    return killed
+
+
+def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Kill a process; False if it has ended before."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def until(count: int, attempt: Callable[[], bool]) -> None:
+    """Repeat an attempt until it has succeeded so many times."""
+    for _ in range(3 * count):
+        count -= attempt()
+        if not count:
+            return
+    pytest.fail("it ends before it is killed")
+
+
+def test_two_writers_of_one_output_take_turns(tmp_path, monkeypatch):
+    """As when dvc is killed and started again while the stage of the first is still writing."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("slow")
+    out = tmp_path / "data/out"
+    first, second = b"1" * 200_000, b"2" * 100_000
+    writers = [
+        threading.Thread(target=artifacts.publish, args=({"data/out": content},)) for content in (Path("slow"), second)
+    ]
+    writers[0].start()
+    with open("slow", "wb") as slow:
+        slow.write(first[:150_000])
+        writers[1].start()
+        writers[1].join(0.3)
+        assert not out.exists() or out.read_bytes() == second
+        slow.write(first[150_000:])
+    for writer in writers:
+        writer.join()
+    assert out.read_bytes() in (first, second)
+    assert os.listdir("data") == ["out"]
+
+
+# Stopped
+
+
+@pytest.mark.parametrize(("sign", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [
+        ("preprocess", "data/archive"),
+        ("baseline", "data/tensors.npz"),
+        ("train", "libjax_common.so"),
+        ("report", "data/tensors.npz"),
+    ],
+)
+def test_a_stage_that_is_stopped_says_so_in_one_line(unchanged, name, reading, sign, word):
+    """While it reads, or starts to compute."""
+    process = start(unchanged, "python", "-m", f"stages.{name}")
+    while not opened(process.pid, reading):
+        assert process.poll() is None
+    process.send_signal(sign)
+    assert process.communicate(timeout=60)[1] == f"{name}: {word}, nothing was written\n"
+    assert process.returncode == 1
+
+
+def opened(pid: int, name: str) -> bool:
+    """Whether a process has a file or a library open whose path contains `name`."""
+    with suppress(OSError):
+        if name.endswith(".so"):
+            return name in Path(f"/proc/{pid}/maps").read_text()
+        return any(name in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+# Starved
+
+
+def one_line(clone: Path, name: str, text: str, *prefix: str, limit: Limit | None = None) -> None:
+    """A stage fails with one line."""
+    code, lines = stage(clone, name, *prefix, limit=limit)
+    assert lines == [f"{name}: {text}"]
+    assert code == 1
+
+
+@pytest.mark.parametrize("name", ["download", "preprocess", "report"])
+def test_a_file_that_cannot_grow_is_one_line(unchanged, name):
+    one_line(unchanged, name, f"{OUTS[name][0]}: File too large", limit=(resource.RLIMIT_FSIZE, 20_000))
+
+
+def test_a_full_disk_is_one_line(clone):
+    """On a small file system of its own, which a namespace of its own may mount."""
+    script = """
+        mount -t tmpfs -o size=6m none data && cp archive data/archive && echo earlier >data/tensors.npz || exit 99
+        python -m stages.preprocess; code=$?; ls -A data; cat data/tensors.npz; exit $code
+    """
+    shutil.copy(clone / "data/archive", clone / "archive")
+    process = start(clone, "unshare", "--map-root-user", "--mount", "sh", "-c", script)
+    output, errors = process.communicate(timeout=60)
+    if process.returncode == 99 or "unshare" in errors:
+        pytest.skip("no file system can be mounted here")
+    assert process.returncode == 1
+    assert errors == "preprocess: data/tensors.npz: No space left on device\n"
+    assert output.splitlines()[-3:] == ["archive", "tensors.npz", "earlier"]
+
+
+@pytest.mark.parametrize("name", ["download", "train"])
+def test_a_folder_that_may_not_be_written_is_one_line(unchanged, name):
+    if ROOT and subprocess.run([*ROOT, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root keeps its capabilities here")
+    out = Path(OUTS[name][0])
+    (unchanged / out.parent).chmod(0o555)
+    one_line(unchanged, name, f"{out.parent}/.{out.name}.tmp: Permission denied", *ROOT)
+
+
+@pytest.mark.parametrize("spare", range(3))
+def test_out_of_file_handles_is_one_line(tmp_path, monkeypatch, spare):
+    """Publishing takes three: for the lock, the source and the temporary."""
+    monkeypatch.chdir(tmp_path)
+    artifacts.publish({"data/out": b"earlier"})
+    Path("source").write_bytes(b"later")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as failed:
+            artifacts.publish({"data/out": Path("source")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert str(running.one_line(failed.value)).endswith(": Too many open files")
+    assert contents(tmp_path, "data") == {"data/out": b"earlier"}
+
+
+def test_a_stage_with_few_file_handles_works_or_says_so(unchanged):
+    """Five are the fewest with which Python starts."""
+    code, lines = stage(unchanged, "report", limit=(resource.RLIMIT_NOFILE, 5))
+    assert (code, lines) == (0, []) or (code == 1 and len(lines) == 1 and "Too many open files" in lines[0])
+
+
+OUT_OF_MEMORY = "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
+
+
+def test_out_of_memory_is_one_line(unchanged):
+    edit(unchanged / "params.yaml", "size: null", "size: [2048, 2048]")
+    one_line(unchanged, "preprocess", OUT_OF_MEMORY, limit=(resource.RLIMIT_AS, 600 * 2**20))
+
+
+def test_out_of_the_devices_memory_is_one_line():
+    with pytest.raises(RuntimeError) as failed:
+        jnp.zeros(10**14, "uint8")
+    assert running.one_line(failed.value) == OUT_OF_MEMORY
+
+
+# Tampered with
+
+
+@pytest.mark.parametrize("names", [["train"], list(OUTS)], ids=["one stage's", "all"])
+def test_deleted_outputs_come_back(clone, names):
+    for path in (path for name in names for path in OUTS[name]):
+        (clone / path).unlink()
+    rebuilt(clone)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_a_tensor_file_cut_off_by_hand_is_refused_and_comes_back(clone, keep):
+    file = clone / "data/tensors.npz"
+    file.write_bytes(file.read_bytes()[:keep])
+    code, lines = stage(clone, "baseline")
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("baseline: data/tensors.npz is damaged (")
+    assert lines[0].endswith("delete it and run dvc repro")
+    rebuilt(clone)
+
+
+def test_objects_edited_in_the_cache_are_built_again(clone):
+    """An editor leaves them writable. (DVC trusts a read-only one: what a disk spoils is found by the npz's CRC.)"""
+    for path in ("data/archive", "data/tensors.npz", "models/linear.npz"):
+        spoil(cached(clone, path))
+        (clone / path).unlink()
+    rebuilt(clone)
+
+
+def test_tensors_that_the_disk_spoilt_are_refused(clone):
+    spoil(cached(clone, "data/tensors.npz"), mode=0o444)
+    (clone / "data/tensors.npz").unlink()
+    run(clone, "dvc", "repro", "preprocess")
+    code, lines = stage(clone, "baseline")
+    assert code == 1
+    assert len(lines) == 1
+    assert "data/tensors.npz is damaged (Bad CRC-32" in lines[0]
+
+
+def spoil(file: Path, mode: int = 0o644) -> None:
+    """Change a few bytes."""
+    file.chmod(0o644)
+    with file.open("r+b") as content:
+        content.seek(1000)
+        content.write(b"spoilt")
+    file.chmod(mode)
+
+
+def test_two_repros_at_once_end_well_or_in_one_line(clone):
+    both = [start(clone, "dvc", "repro", "--force", "--single-item", "preprocess") for _ in range(2)]
+    for process in both:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0 or errors.count("ERROR: ") == 1, errors
+    assert any(process.returncode == 0 for process in both)
+    rebuilt(clone)
