@@ -96,6 +96,12 @@ def copy(folder: Path, target: Path) -> Path:
     return shutil.copytree(folder, target, symlinks=True)
 
 
+@pytest.fixture(scope="module")
+def lent(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy for tests that leave it as they found it."""
+    return copy(built, tmp_path_factory.mktemp("lent") / "a clone")
+
+
 @pytest.fixture
 def clone(built: Path, tmp_path: Path) -> Iterator[Path]:
     """The test's own copy of the built clone."""

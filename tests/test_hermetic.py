@@ -381,9 +381,9 @@ print("unused:", sorted(map(str, {*declared.deps, *declared.params} - hermetic._
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_reads_all_that_it_declares(built, stage):
+def test_a_stage_reads_all_that_it_declares(lent, stage):
     """What it declares and does not read makes DVC run it for nothing."""
-    assert succeed(built, "python", "-c", UNUSED, stage).splitlines()[-1] == "unused: []"
+    assert succeed(lent, "python", "-c", UNUSED, stage).splitlines()[-1] == "unused: []"
 
 
 @pytest.mark.slow

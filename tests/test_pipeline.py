@@ -49,6 +49,14 @@ def slower(built, tmp_path_factory):
     return folder, stdout
 
 
+def test_the_committed_lock_is_of_this_code():
+    """Where it is not, `dvc repro` was forgotten before the commit."""
+    stages = yaml.safe_load((ROOT / "dvc.lock").read_text("utf-8"))["stages"]
+    made = {out["path"] for stage in stages.values() for out in stage["outs"]}
+    deps = {dep["path"]: dep["md5"] for stage in stages.values() for dep in stage["deps"] if dep["path"] not in made}
+    assert {path: md5((ROOT / path).read_bytes()).hexdigest() for path in deps} == deps
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the promise of same bytes is for x86-64")
 def test_a_rebuild_without_cache_writes_the_bytes_that_the_committed_lock_names(built):
     assert locked(built) == locked(ROOT)
@@ -152,19 +160,18 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("stage", "old", "new", "culprits"), REFUSALS.values(), ids=REFUSALS)
-def test_a_refusal_is_one_line_that_names_the_culprit_and_leaves_the_outputs(built, stage, old, new, culprits):
-    """In the built clone itself, whose outputs are to stay as they are."""
-    params, before = (built / "params.yaml").read_text("utf-8"), contents(built, *OUTPUTS)
+def test_a_refusal_is_one_line_that_names_the_culprit_and_leaves_the_outputs(lent, stage, old, new, culprits):
+    params, before = (lent / "params.yaml").read_text("utf-8"), contents(lent, *OUTPUTS)
     try:
-        edit(built / "params.yaml", old, new)
-        done = run(built, "python", "-m", f"stages.{stage}")
+        edit(lent / "params.yaml", old, new)
+        done = run(lent, "python", "-m", f"stages.{stage}")
     finally:
-        (built / "params.yaml").write_text(params, "utf-8")
+        (lent / "params.yaml").write_text(params, "utf-8")
     assert done.returncode == 1
     assert done.stderr.startswith(f"{stage}: ")
     assert done.stderr.count("\n") == 1
     assert [word for word in culprits if word not in done.stderr] == []
-    assert contents(built, *OUTPUTS) == before
+    assert contents(lent, *OUTPUTS) == before
 
 
 def test_dvc_repro_shows_the_line_and_keeps_what_was_built_before(clone):
