@@ -2,7 +2,11 @@
 
 import shutil
 import signal
+import socket
 import subprocess
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,32 @@ def test_after_a_push_a_fresh_clone_runs_nothing(clone: Path):
     for name in ("data/tensors.npz", "models/linear.npz", "metrics/report.html"):
         assert (colleague / name).read_bytes() == (clone / name).read_bytes()
     assert succeed(colleague, "git", "status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_the_same_through_s3(clone: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    with subprocess.Popen(["moto_server", "-p", str(port)], env=environment(), stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(300):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.1)
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
+            with urllib.request.urlopen(request) as answer:
+                assert answer.status == 200
+            succeed(clone, "dvc", "remote", "add", "--default", "store", "s3://bucket/digits")
+            succeed(clone, "dvc", "remote", "modify", "store", "endpointurl", f"http://127.0.0.1:{port}")
+            commit(clone, "share the cache")
+            succeed(clone, "dvc", "push", **keys)
+            colleague = fresh_clone(clone)
+            assert stages_run(succeed(colleague, "dvc", "repro", "--pull", **keys)) == []
+            assert (colleague / "models/linear.npz").read_bytes() == (clone / "models/linear.npz").read_bytes()
+        finally:
+            server.terminate()
 
 
 @pytest.mark.slow
