@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from stages import hermetic, parameters
@@ -75,10 +74,9 @@ def main() -> None:
     """Write data/archive."""
     chosen = parameters.load(parameters.Download)
     hermetic.permit(chosen.url)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         if chosen.url.startswith(("http://", "https://")):
             archive = download(chosen.url, folder)
-            stack.callback(archive.unlink)  # by its path: the guard cannot follow TemporaryDirectory's dir_fd
         elif "://" in chosen.url:
             msg = f"download.url: {chosen.url}: only a path, http:// or https:// can be fetched"
             raise Refusal(msg)

@@ -268,19 +268,11 @@ def test_what_cannot_be_fetched_is_refused(tree, url, reason):
     assert reason in refused(start(tree, url), tree, before)
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (reply(404), "the server answers 404 Not Found"),
-        (reply(302, Location="file:///etc/hostname"), "No connection adapters"),
-    ],
-    ids=["404", "redirect to file"],
-)
-def test_a_failure_keeps_the_earlier_archive(site, tree, answer, reason):
+def test_a_failure_keeps_the_earlier_archive(site, tree):
     (tree / "data/archive").write_bytes(b"earlier")
     before = contents(tree, "data")
-    site.answers = [answer]
-    assert reason in refused(start(tree, site.url()), tree, before)
+    site.answers = [reply(404)]
+    assert "the server answers 404 Not Found" in refused(start(tree, site.url()), tree, before)
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["URL", "path"])

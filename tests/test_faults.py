@@ -83,12 +83,11 @@ def unchanged(clone: Path) -> Iterator[Path]:
 CHANGES: dict[str, Callable[[Path], object]] = {
     "download": lambda clone: (clone / "data/archive").write_bytes(b"earlier"),
     "preprocess": lambda clone: edit(clone / "params.yaml", '["3", "7"]', '["7", "3"]'),
-    "baseline": lambda clone: edit(clone / "params.yaml", "distance: l1", "distance: l2"),
     "train": lambda clone: edit(clone / "params.yaml", "seed: 42", "seed: 43"),
     "report": lambda clone: edit(clone / "params.yaml", "mistakes: 24", "mistakes: 8"),
 }
 """What makes a stage write other bytes than those that are there."""
-KILLS = {"dvc": 5, "preprocess": 11, "download": 24, "train": 4, "report": 4, "baseline": 4}
+KILLS = {"dvc": 5, "preprocess": 7, "train": 3, "report": 3, "download": 32}
 
 
 @pytest.mark.slow
@@ -296,28 +295,27 @@ def test_out_of_the_devices_memory_is_one_line():
 # Tampered with
 
 
-@pytest.mark.parametrize("names", [["train"], list(OUTS)], ids=["one stage's", "all"])
-def test_deleted_outputs_come_back(clone, names):
-    for path in (path for name in names for path in OUTS[name]):
+def test_deleted_outputs_come_back(clone):
+    for path in (path for paths in OUTS.values() for path in paths):
         (clone / path).unlink()
     rebuilt(clone)
 
 
-@pytest.mark.parametrize("keep", [0, -1])
-def test_a_tensor_file_cut_off_by_hand_is_refused_and_comes_back(clone, keep):
+def test_a_tensor_file_cut_off_by_hand_is_refused_and_comes_back(clone):
     file = clone / "data/tensors.npz"
-    file.write_bytes(file.read_bytes()[:keep])
-    code, lines = stage(clone, "baseline")
-    assert code == 1
-    assert len(lines) == 1
-    assert lines[0].startswith("baseline: data/tensors.npz is damaged (")
-    assert lines[0].endswith("delete it and run dvc repro")
+    whole = file.read_bytes()
+    for keep in (0, -1):
+        file.write_bytes(whole[:keep])
+        code, lines = stage(clone, "baseline")
+        assert (code, len(lines)) == (1, 1)
+        assert lines[0].startswith("baseline: data/tensors.npz is damaged (")
+        assert lines[0].endswith("delete it and run dvc repro")
     rebuilt(clone)
 
 
 def test_objects_edited_in_the_cache_are_built_again(clone):
     """An editor leaves them writable. (DVC trusts a read-only one: what a disk spoils is found by the npz's CRC.)"""
-    for path in ("data/archive", "data/tensors.npz", "models/linear.npz"):
+    for path in ("data/archive", "data/tensors.npz"):
         spoil(cached(clone, path))
         (clone / path).unlink()
     rebuilt(clone)
@@ -328,8 +326,7 @@ def test_tensors_that_the_disk_spoilt_are_refused(clone):
     (clone / "data/tensors.npz").unlink()
     run(clone, "dvc", "repro", "preprocess")
     code, lines = stage(clone, "baseline")
-    assert code == 1
-    assert len(lines) == 1
+    assert (code, len(lines)) == (1, 1)
     assert "data/tensors.npz is damaged (Bad CRC-32" in lines[0]
 
 
