@@ -41,7 +41,7 @@ def commit(folder: Path, message: str = "a change") -> None:
     succeed(folder, "git", "init", "--quiet")
     succeed(folder, "git", "add", "--all")
     person = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    succeed(folder, "git", *person, "commit", "--quiet", "--message", message)
+    succeed(folder, "git", *person, "commit", "--quiet", "--allow-empty", "--message", message)
 
 
 def edit(file: Path, old: str, new: str) -> None:
