@@ -18,7 +18,7 @@ test: .venv/tested  ## Run everything that can fail: lint, types and tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 verify: .venv/installed  ## Rebuild this commit in a temporary clone and compare the bytes with dvc.lock
 	@$(BIN)/python -m tests.verify
