@@ -120,9 +120,14 @@ def kill(built: Path, folder: Path, name: str) -> int:
     def kill_stage() -> bool:
         for path in OUTS[name]:
             (clone / path).write_bytes(before[path])
+        seen = traces(clone, name)
         process = start(clone, "python", "-m", f"stages.{name}")
-        # Half of them late, when outputs are written.
-        killed = kill_after(process, took * chance.choice([chance.random(), chance.uniform(0.8, 1)]))
+        seconds = took * chance.random()
+        if chance.random() < 0.5:  # while it writes, which takes milliseconds
+            seconds = chance.uniform(0, 0.01)
+            while traces(clone, name) == seen and process.poll() is None:
+                time.sleep(0.0002)
+        killed = kill_after(process, seconds)
         for path, content in contents(clone, *FOLDERS).items():
             if path in before:
                 assert content in (before[path], after[path]), path
@@ -132,6 +137,12 @@ def kill(built: Path, folder: Path, name: str) -> int:
     shutil.copy(built / "params.yaml", clone)
     rebuilt(clone)
     return KILLS[name]
+
+
+def traces(clone: Path, name: str) -> list[tuple[int, int]]:
+    """What changes as soon as a stage writes: its outputs, or the folders in which it makes temporaries."""
+    files = [clone / path for path in OUTS[name]]
+    return [(path.stat().st_mtime_ns, path.stat().st_size) for file in files for path in (file, file.parent)]
 
 
 def kill_dvc(clone: Path, name: str, seconds: float) -> bool:
