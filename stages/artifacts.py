@@ -76,14 +76,20 @@ def load_arrays(path: str, kinds: Mapping[str, str]) -> dict[str, Any]:
 
 
 def load_json(path: str) -> dict[str, Any]:
-    """Read a JSON file that `publish` wrote."""
-    return json.loads(Path(path).read_text("utf-8"))
+    """Read a JSON file that `publish` wrote; raises Refusal if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
 
 
 def load_csv(path: str) -> list[dict[str, float]]:
-    """Read a CSV file of numbers that `publish` wrote, a mapping a row."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    """Read a CSV file of numbers that `publish` wrote, a mapping a row; raises Refusal if it is damaged."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, str(error)) from None
 
 
 def _damaged(path: str, reason: str) -> Refusal:
@@ -94,9 +100,8 @@ def publish(outputs: Mapping[str, Any]) -> None:
     """Write all outputs of a stage, each whole: to a temporary beside each target, and then all are renamed.
 
     The suffix tells the form: `.npz` takes a mapping of arrays, `.json` a mapping, `.csv` a sequence of rows
-    (mappings with the same keys), anything else bytes, a string, or the
-    path of a file to copy. The same content makes the same bytes.
-    Floats in JSON and CSV are rounded to six decimals.
+    (mappings with the same keys), anything else bytes, a string, or the path of a file to copy. The same content
+    makes the same bytes. Floats in JSON and CSV are rounded to six decimals.
     """
     with open(__file__, "rb") as lock:
         with suppress(OSError):  # a file system without locks

@@ -225,3 +225,12 @@ def test_flipped_bytes_never_change_a_pixel_or_end_in_another_error():
         with suppress(Refusal):
             loaded = artifacts.load_tensors()
             np.testing.assert_array_equal(loaded.train_images, TENSORS["train_images"])
+
+
+@pytest.mark.parametrize("text", ["{", "1\n,", "\xff", '{"a": 1'])
+def test_a_json_or_csv_file_damaged_by_hand_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "damaged"
+    path.write_bytes(("a,b\n" + text).encode("latin-1"))
+    for load in (artifacts.load_json, artifacts.load_csv):
+        with pytest.raises(Refusal, match=r"damaged is damaged \(.*delete it and run dvc repro$"):
+            load(str(path))
