@@ -43,7 +43,7 @@ def as_json(folder: Path, *command: str) -> Any:
 def slower(built, tmp_path_factory):
     """A clone with a lower learning rate, in a commit of its own, and what `dvc repro` printed there."""
     folder = copy(built, tmp_path_factory.mktemp("slower") / "a clone")
-    edit(folder / "params.yaml", "learning_rate: 0.1 ", "learning_rate: 0.01 ")
+    edit(folder / "params.yaml", "learning_rate: 0.2 ", "learning_rate: 0.01 ")
     stdout = succeed(folder, "dvc", "repro")
     commit(folder)
     return folder, stdout
@@ -118,7 +118,7 @@ def test_metrics_diff_shows_what_changed_between_two_commits(slower, built):
 
 def test_params_diff_shows_the_edit(slower):
     shown = as_json(slower[0], "params", "diff", "HEAD~1", "--json")
-    assert shown == {"params.yaml": {"train.learning_rate": {"old": 0.1, "new": 0.01, "diff": pytest.approx(-0.09)}}}
+    assert shown == {"params.yaml": {"train.learning_rate": {"old": 0.2, "new": 0.01, "diff": pytest.approx(-0.19)}}}
 
 
 def test_plots_diff_has_every_plot_of_both_commits(slower):
@@ -151,7 +151,7 @@ REFUSALS = {
     "unquoted class": ("preprocess", '["3", "7"]', '[3, "7"]', ["data.classes[0]", 'write "3"']),
     "unknown distance": ("baseline", "distance: l1", "distance: l3", ["baseline.distance", "'l3'", "l1, l2"]),
     "batch of more than all": ("train", "batch_size: 64", "batch_size: 12397", ["train.batch_size", "1 to 12396"]),
-    "diverging": ("train", "loss: log_loss", "loss: squared_error", ["train.learning_rate", "0.1", "squared_error"]),
+    "diverging": ("train", "loss: log_loss", "loss: squared_error", ["train.learning_rate", "0.2", "squared_error"]),
     "unknown key": ("train", "seed: 42", "seed: 42\n  warmup: 3", ["train", "`warmup`"]),
     "missing key": ("train", "  seed: 42\n", "", ["train", "`seed`"]),
     "missing section": ("report", "report:\n  mistakes: 24", "other:\n  mistakes: 24", ["section report"]),
