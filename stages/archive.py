@@ -1,17 +1,22 @@
 """The files in an archive, tar (plain or compressed) or zip, as a stream: nothing is unpacked to disk."""
 
+import bz2
 import errno
+import gzip
 import lzma
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from stages.running import Refusal
 
 Place = TypeVar("Place")
 
+# tarfile and zipfile would decompress as much as one block of input makes, which for bzip2 is gigabytes; these do not.
+OPENERS: dict[bytes, Callable[[str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MAX_MEMBER = 64 * 2**20
 MAX_TOTAL = 16 * 2**30
 DAMAGE = (
@@ -27,8 +32,13 @@ def files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str
     """
     try:
         with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\3\4"
-        yield from _zip_files(path, place) if zipped else _tar_files(path, place)
+            magic = file.read(6)
+        if magic.startswith(b"PK\3\4"):
+            yield from _zip_files(path, place)
+        else:
+            opener = next((each for start, each in OPENERS.items() if magic.startswith(start)), None)
+            with opener(path) if opener else open(path, "rb") as stream:
+                yield from _tar_files(path, stream, place)
     except FileNotFoundError:
         msg = f"{path} is missing: run dvc repro"
         raise Refusal(msg) from None
@@ -40,9 +50,11 @@ def files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str
         raise _damaged(path, str(error)) from None
 
 
-def _tar_files(path: str, place: Callable[[str], Place | None]) -> Iterator[tuple[str, Place, bytes]]:
+def _tar_files(
+    path: str, stream: IO[bytes], place: Callable[[str], Place | None]
+) -> Iterator[tuple[str, Place, bytes]]:
     total = 0
-    with tarfile.open(path, "r|*", tarinfo=_Member) as tar:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
         for member in tar:
             total += _bounded(path, member.name, member.size, total)
             if member.isdir() or (where := place(member.name)) is None:
@@ -60,6 +72,9 @@ def _zip_files(path: str, place: Callable[[str], Place | None]) -> Iterator[tupl
         for member in archive.infolist():
             total += _bounded(path, member.filename, member.file_size, total)
             if not member.is_dir() and (where := place(member.filename)) is not None:
+                if member.compress_type not in ZIPPED:
+                    msg = f"{path}: {member.filename} is compressed neither by deflate nor not at all: pack it again"
+                    raise Refusal(msg)
                 with archive.open(member) as file:
                     yield member.filename, where, file.read(member.file_size)  # the header may lie: never more
 
