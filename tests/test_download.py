@@ -117,7 +117,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(time, "sleep", seconds.append)
-    monkeypatch.setattr(download, "TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr(download, "TIMEOUT", (1, 1))
     return seconds
 
 

@@ -15,7 +15,7 @@ from stages.running import Refusal, one_line
 
 ROOT = Path(__file__).parents[1]
 PARAMS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
-PARAMS["train"]["l2"] = 3e-4  # PyYAML alone takes 3e-4 for a string
+PARAMS["train"]["l2"] = float(PARAMS["train"]["l2"])  # PyYAML alone takes 5e-4 for a string
 SECTIONS = {name: getattr(parameters, name.capitalize()) for name in PARAMS}
 KEYS = [(section, key) for section, values in PARAMS.items() for key in values]
 
