@@ -4,10 +4,10 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 # DVC starts `python` from PATH, so that has to be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-
+# With a remote, take from it what it has.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
-.PHONY: all test verify compare bench lock clean help
+.PHONY: all test verify bench lock clean help
 
 all: .venv/installed  ## Set up .venv, run the stages that need it, and show the result
 	@$(if $(PULL),echo "Taking what the DVC remote has and building the rest.")

@@ -30,20 +30,9 @@ from typing import Any
 import yaml
 
 SYSTEM = [
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/bin",
-    "/sbin",
-    "/etc",
-    "/opt",
-    "/proc",
-    "/sys",
-    "/dev",
-    "/run",
-    "/System",
-    "/Library",
-]
+    "/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc", "/sys", "/dev", "/run",
+    "/System", "/Library", "/private/etc",
+]  # fmt: skip
 TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES: dict[str, list[tuple[int, int | None]]] = {  # where the arguments have a path, and the dir_fd of its folder
@@ -185,8 +174,8 @@ class Guard:
         self.refusal: Undeclared | None = None
         """The first refusal inside the repository; after it nothing may be written."""
         self._caches = [*caches, *(os.path.realpath(cache) for cache in caches)]
-        self._temporaries = {temporary(out) for out in declared.outs}
-        self._temporary = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
+        self._temporary_outs = {temporary(out) for out in declared.outs}
+        self._temporary_folders = {os.path.realpath(path) for path in (tempfile.gettempdir(), "/tmp", "/var/tmp")}
         prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
         self._environment = tuple(path + os.sep for path in prefixes | {os.path.realpath(path) for path in prefixes})
         self._import_folders = {declared.base} | {os.path.dirname(dep) for dep in declared.deps if dep.endswith(".py")}
@@ -232,7 +221,7 @@ class Guard:
         if _covering(real, [root]):
             remedy = "use hermetic.read_params(KEY)" if path in self._param_files else 'add "- {}" to its deps'
             raise self._undeclared("reads", path, remedy)
-        if not _covering(real + os.sep, [*self._environment, *self._caches, *self._temporary, *SYSTEM]):
+        if not _covering(real + os.sep, [*self._environment, *self._caches, *self._temporary_folders, *SYSTEM]):
             raise self._refuse(
                 f"reads {path}, outside the repository", "copy it into the repository and add it to its deps"
             )
@@ -246,11 +235,11 @@ class Guard:
         if self.refusal:
             raise self.refusal
         is_folder_of_out = any(out.startswith(path + os.sep) for out in outs)
-        if _covering(path, outs) or is_folder_of_out or path in self._temporaries:
+        if _covering(path, outs) or is_folder_of_out or path in self._temporary_outs:
             return
         if _covering(path, [root]):
             raise self._undeclared("writes", path, 'add "- {}" to its outs')
-        if not _covering(path, [*self._temporary, *TERMINALS]):
+        if not _covering(path, [*self._temporary_folders, *TERMINALS]):
             raise self._refuse(f"writes {path}, outside the repository", "write to an out inside it")
 
     def read_params(self, key: str, file: str) -> None:

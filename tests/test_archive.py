@@ -61,8 +61,8 @@ def pack(
             for member in more:
                 tar.addfile(member)
         return TARS[kind](file.getvalue())
-    method = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
-    with zipfile.ZipFile(file, "w", method) as packed:
+    methods = {"deflated": zipfile.ZIP_DEFLATED, "zip by bzip2": zipfile.ZIP_BZIP2}
+    with zipfile.ZipFile(file, "w", methods.get(kind, zipfile.ZIP_STORED)) as packed:
         for name, content in items:
             packed.writestr(name, content)
     return file.getvalue()
@@ -288,10 +288,12 @@ def png_bomb() -> bytes:
     [
         (lambda: zip_bomb(), "Bad CRC-32"),
         (lambda: gzip.compress(header(2**33 - 1) + bytes(100 * 2**20)), "claims"),
+        (lambda: bz2.compress(header(2**33 - 1) + bytes(100 * 2**20)), "claims"),
+        (lambda: pack({"train/3/1.png": bytes(60 * 2**20)}, "zip by bzip2"), "neither by deflate"),
         (lambda: pack({"train/3/1.png": bytes(65 * 2**20)}, "deflated"), "too large"),
         (lambda: pack({"train/3/1.png": png_bomb()}), "60000 x 60000"),
     ],
-    ids=["zip with a lying size", "gzip", "zip", "PNG"],
+    ids=["zip with a lying size", "gzip", "bzip2", "zip by bzip2", "zip", "PNG"],
 )
 def test_bombs_are_refused_in_little_memory(bomb, reason):
     content = bomb()

@@ -17,6 +17,7 @@ from dvc.repo import Repo
 from PIL import Image
 
 from tests.conftest import ROOT, STAGES, commit, contents, copy, edit, run, stages_run, succeed
+from tests.verify import outputs
 
 OUTPUTS = ["data", "models", "metrics"]
 EDGES = {
@@ -27,12 +28,6 @@ EDGES = {
     ("train", "report"),
     ("preprocess", "report"),  # for the images that the report shows
 }
-
-
-def locked(folder: Path) -> dict[str, str]:
-    """The digest that dvc.lock has for each output."""
-    stages = yaml.safe_load((folder / "dvc.lock").read_text("utf-8"))["stages"]
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
 def as_json(folder: Path, *command: str) -> Any:
@@ -59,8 +54,9 @@ def test_the_committed_lock_is_of_this_code():
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the promise of same bytes is for x86-64")
 def test_a_rebuild_without_cache_writes_the_bytes_that_the_committed_lock_names(built):
-    assert locked(built) == locked(ROOT)
-    assert {path: md5((built / path).read_bytes()).hexdigest() for path in locked(ROOT)} == locked(ROOT)
+    committed = outputs(ROOT / "dvc.lock")
+    assert outputs(built / "dvc.lock") == committed
+    assert {path: md5((built / path).read_bytes()).hexdigest() for path in committed} == committed
 
 
 def test_a_second_repro_runs_nothing(clone):

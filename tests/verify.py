@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ def numbers(path: Path) -> list[float] | None:
     return None
 
 
-def _leaves(value: Any) -> Any:
-    for each in value.values() if isinstance(value, dict) else [value]:
-        yield from _leaves(each) if isinstance(each, dict) else [each]
+def _leaves(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _leaves(each)
+    else:
+        yield value
 
 
 def verdict(built: Path, own: Path) -> str:
