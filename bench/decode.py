@@ -34,7 +34,7 @@ def main() -> None:
         contents = [path.read_bytes() for path in paths]
 
         def stage() -> int:
-            return len(preprocess.read_images(str(ARCHIVE), data))
+            return len(preprocess.read_images(str(ARCHIVE), data)[0])
 
         def bare() -> int:
             return len([np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])) for content in contents])

@@ -5,9 +5,13 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -32,7 +36,10 @@ DECIMALS = 6
 
 
 class Tensors(NamedTuple):
-    """data/tensors.npz. Images are uint8 (N, H, W), labels uint8 (N,), an index into classes, str (K,)."""
+    """data/tensors.npz. Images are uint8 (N, H, W), labels uint8 (N,), an index into classes, str (K,).
+
+    The images are the file itself, mapped into memory: read where and when they are used.
+    """
 
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.uint8]
@@ -41,9 +48,14 @@ class Tensors(NamedTuple):
     classes: NDArray[np.str_]
 
 
-def load_tensors() -> Tensors:
-    """Read the tensors; raises Refusal if the file is damaged or its arrays do not fit together."""
-    tensors = Tensors(**load_arrays(TENSORS, {**dict.fromkeys(Tensors._fields, "uint8"), "classes": "str"}))
+def load_tensors(*, whole: bool = True) -> Tensors:
+    """The tensors; raises Refusal if the file is damaged or its arrays do not fit together.
+
+    Unless `whole`, the images are not read to see whether they are damaged.
+    """
+    images = ("train_images", "valid_images")
+    kinds = {**dict.fromkeys(Tensors._fields, "uint8"), "classes": "str"}
+    tensors = Tensors(**load_arrays(TENSORS, kinds, images, whole=whole))
     shape = tensors.train_images.shape[1:]
     for images, labels in [(tensors.train_images, tensors.train_labels), (tensors.valid_images, tensors.valid_labels)]:
         fits = images.ndim == 3 and images.size and images.shape[1:] == shape and labels.shape == images.shape[:1]
@@ -52,14 +64,17 @@ def load_tensors() -> Tensors:
     return tensors
 
 
-def load_arrays(path: str, kinds: Mapping[str, str]) -> dict[str, Any]:
+def load_arrays(
+    path: str, kinds: Mapping[str, str], mapped: Collection[str] = (), *, whole: bool = True
+) -> dict[str, Any]:
     """Read the arrays that `kinds` names, with their dtypes, from an npz file, without pickle.
 
+    Those that are `mapped`, arrays of bytes, are mapped into memory; if not `whole`, without looking for damage.
     Raises Refusal if the file is missing, damaged or holds something else.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in kinds}
+            arrays = {name: _mapped(path, name, whole) if name in mapped else file[name] for name in kinds}
     except FileNotFoundError:
         msg = f"{path} is missing: run dvc repro"
         raise Refusal(msg) from None
@@ -73,6 +88,29 @@ def load_arrays(path: str, kinds: Mapping[str, str]) -> dict[str, Any]:
         if not np.issubdtype(arrays[name].dtype, kind):
             raise _damaged(path, f"{name} is of type {arrays[name].dtype}, not {kind}")
     return arrays
+
+
+def _mapped(path: str, name: str, whole: bool) -> NDArray[np.uint8]:
+    """The array of bytes `name` of an npz file, mapped into memory."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member, open(path, "rb") as file:
+        info = archive.getinfo(f"{name}.npy")
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        file.seek(info.header_offset + 26)  # the local header: 30 bytes, the last four of which tell what follows them
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        size = member.tell() + math.prod(shape)
+        if dtype != np.uint8:
+            msg = f"{name} is of type {dtype}, not uint8"
+            raise ValueError(msg)
+        if size != info.file_size or info.compress_type != zipfile.ZIP_STORED:
+            msg = f"{name} has another size than it claims"
+            raise ValueError(msg)
+        content = np.asarray(np.memmap(file, np.uint8, "r", start, (size,)))
+        array = content[member.tell() :].reshape(shape)
+    if whole and zlib.crc32(content) != info.CRC:  # type: ignore[arg-type]
+        msg = f"{name} has another checksum"
+        raise ValueError(msg)
+    return array
 
 
 def load_json(path: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Read the images of the chosen classes out of the archive into one file of tensors."""
 
-from collections import Counter
+import os
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,33 +11,37 @@ from stages import archive, images, parameters
 from stages.artifacts import ARCHIVE, TENSORS, publish
 from stages.running import Refusal
 
-Place = tuple[str, str, str]
-"""Split, class and file name: an archive holds SPLIT/CLASS/NAME, with or without a root folder."""
+Place = tuple[int, int, str]
+"""Split, class and file name: an archive holds SPLIT/CLASS/NAME, with or without a root folder.
+
+Split and class are indices into data.splits and data.classes.
+"""
+
+MAX_PIXELS = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
+"""How many may be read: they are in memory twice while they are sorted, and need a third of it."""
 
 
-def place(member: str) -> Place | None:
-    """The place of a member; None for one that lies elsewhere or is hidden."""
+def place(member: str, data: parameters.Data) -> Place | None:
+    """The place of a member; None for one that is hidden or of no chosen split and class."""
     parts = member.removeprefix("./").split("/")
     hidden = any(part.startswith(".") or part in ("", "__MACOSX") for part in parts)
-    return None if hidden or len(parts) not in (3, 4) else (parts[-3], parts[-2], parts[-1])
+    if hidden or len(parts) not in (3, 4):
+        return None
+    split, label, name = parts[-3:]
+    splits = (data.splits.train, data.splits.valid)
+    return (splits.index(split), data.classes.index(label), name) if split in splits and label in data.classes else None
 
 
-def read_images(path: str, data: parameters.Data) -> dict[Place, NDArray[np.uint8]]:
-    """The pixels (H, W) of every image of the chosen splits and classes.
+def read_images(path: str, data: parameters.Data) -> tuple[list[Place], NDArray[np.uint8]]:
+    """The places and the pixels (N, H, W) of all images of the chosen splits and classes, as the archive has them.
 
     Raises Refusal, naming the member, for an image that cannot be used, that differs in size from the first
-    one, or whose place is taken.
+    one, or whose place is taken, and for more images than fit into memory.
     """
-    pixels: dict[Place, NDArray[np.uint8]] = {}
+    places: dict[Place, None] = {}
+    pixels = bytearray()
     first: tuple[str, tuple[int, ...]] | None = None
-
-    def chosen(member: str) -> Place | None:
-        where = place(member)
-        return (
-            where if where and where[0] in (data.splits.train, data.splits.valid) and where[1] in data.classes else None
-        )
-
-    members = archive.files(path, chosen)
+    members = archive.files(path, lambda member: place(member, data))
     for member, where, content in tqdm(members, "preprocess", unit=" images", delay=1, disable=None):
         image = images.decode(content, member, data.size, grayscale=data.grayscale)
         first = first or (member, image.shape)
@@ -44,38 +49,44 @@ def read_images(path: str, data: parameters.Data) -> dict[Place, NDArray[np.uint
             sizes = [" x ".join(map(str, shape)) for shape in (image.shape, first[1])]
             msg = f"{member}: its size is {sizes[0]}, but {first[0]} has {sizes[1]}: set data.size to resize all"
             raise Refusal(msg)
-        if where in pixels:
-            msg = f"{member}: the archive holds {'/'.join(where)} twice: leave one out"
+        if where in places:
+            msg = f"{member}: the archive holds {'/'.join(member.split('/')[-3:])} twice: leave one out"
             raise Refusal(msg)
-        pixels[where] = image
-    return pixels
+        places[where] = None
+        pixels += image.tobytes()
+        if len(pixels) > MAX_PIXELS:
+            msg = f"{member}: the images make {len(pixels) >> 20} MiB, more than a third of the memory: "
+            raise Refusal(msg + "take fewer classes (data.classes) or smaller images (data.size)")
+    shape = (len(places), *(first[1] if first else (0, 0)))
+    return list(places), np.frombuffer(pixels, np.uint8).reshape(shape)
 
 
 def stack(
-    pixels: dict[Place, NDArray[np.uint8]], split: str, classes: tuple[str, ...]
+    places: list[Place], pixels: NDArray[np.uint8], split: Literal["train", "valid"], data: parameters.Data
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images (N, H, W) and labels (N,) of a split, sorted by class and then by name in natural order.
 
     Raises Refusal, naming the class, for one without images.
     """
-    places = [where for where in pixels if where[0] == split]
-    counts = Counter(label for _, label, _ in places)
-    for name in classes:
-        if not counts[name]:
-            msg = f"class {name!r} has no images in {split}: look at data.classes and data.splits"
+    number, folder = (0, data.splits.train) if split == "train" else (1, data.splits.valid)
+    order = [i for i, where in enumerate(places) if where[0] == number]
+    order.sort(key=lambda i: (places[i][1], images.natural(places[i][2])))
+    labels = np.array([places[i][1] for i in order], np.uint8)
+    counts = np.bincount(labels, minlength=len(data.classes))
+    for name, count in zip(data.classes, counts, strict=True):
+        if not count:
+            msg = f"class {name!r} has no images in {folder}: look at data.classes and data.splits"
             raise Refusal(msg)
-    print(f"{split}: " + ", ".join(f"{counts[name]} of {name}" for name in classes))
-    index = {name: i for i, name in enumerate(classes)}
-    places.sort(key=lambda where: (index[where[1]], images.natural(where[2])))
-    return np.stack([pixels[where] for where in places]), np.array([index[where[1]] for where in places], np.uint8)
+    print(f"{folder}: " + ", ".join(f"{n} of {name}" for n, name in zip(counts, data.classes, strict=True)))
+    return pixels[order], labels
 
 
 def main() -> None:
     """Write data/tensors.npz from data/archive."""
     data = parameters.load(parameters.Data)
-    pixels = read_images(ARCHIVE, data)
-    train_images, train_labels = stack(pixels, data.splits.train, data.classes)
-    valid_images, valid_labels = stack(pixels, data.splits.valid, data.classes)
+    places, pixels = read_images(ARCHIVE, data)
+    train_images, train_labels = stack(places, pixels, "train", data)
+    valid_images, valid_labels = stack(places, pixels, "valid", data)
     publish(
         {
             TENSORS: {

@@ -68,7 +68,7 @@ def pack(
     return file.getvalue()
 
 
-def read(content: bytes, data: Data = DATA) -> dict[preprocess.Place, np.ndarray]:
+def read(content: bytes, data: Data = DATA) -> tuple[list[preprocess.Place], np.ndarray]:
     Path("archive").write_bytes(content)
     return preprocess.read_images("archive", data)
 
@@ -83,17 +83,22 @@ def refusal(content: bytes, data: Data = DATA) -> str:
 
 
 def names(content: bytes) -> set[str]:
-    return {"/".join(place) for place in read(content)}
+    return {path(place) for place in read(content)[0]}
+
+
+def path(place: preprocess.Place) -> str:
+    split, label, name = place
+    return f"{('train', 'valid')[split]}/{DATA.classes[label]}/{name}"
 
 
 @pytest.mark.parametrize("root", ["", "./", "mnist_sample/", "./mnist_sample/", "größe/"])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_read_with_and_without_a_root_folder(kind, root):
-    pixels = read(pack({root + name: content for name, content in SMALL.items()}, kind))
-    assert {"/".join(place): int(image[0, 0]) for place, image in pixels.items()} == {
+    places, pixels = read(pack({root + name: content for name, content in SMALL.items()}, kind))
+    assert {path(place): int(image[0, 0]) for place, image in zip(places, pixels, strict=True)} == {
         name: 10 * int(name[-5]) for name in SMALL
     }
-    assert {image.shape for image in pixels.values()} == {(2, 3)}
+    assert pixels.shape == (len(SMALL), 2, 3)
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -133,9 +138,9 @@ def test_the_tensors_do_not_depend_on_the_order_of_the_members(stems, kind, root
         for i, stem in enumerate(sorted(stems))
     ]
     data = Data(classes, Splits("train", "valid"), size=None, grayscale=False)
-    one = preprocess.stack(read(pack(files, kind), data), "train", classes)
+    one = preprocess.stack(*read(pack(files, kind), data), "train", data)
     shuffle.shuffle(files)
-    other = preprocess.stack(read(pack(files, kind), data), "train", classes)
+    other = preprocess.stack(*read(pack(files, kind), data), "train", data)
     assert one[1].tolist() == [0] * len(stems) + [1] * len(stems)
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first, second)
@@ -144,7 +149,8 @@ def test_the_tensors_do_not_depend_on_the_order_of_the_members(stems, kind, root
 def test_images_are_sorted_by_class_as_listed_and_by_name_in_natural_order():
     order = ["1.png", "2.png", "010.png", "10.png", "a2.png", "a10.png", "b.png"]
     files = {f"train/{name}/{stem}": png(100 * (name == "3") + i) for name in "37" for i, stem in enumerate(order)}
-    images, labels = preprocess.stack(read(pack(dict(sorted(files.items())))), "train", ("7", "3"))
+    data = Data(("7", "3"), DATA.splits, size=None, grayscale=False)
+    images, labels = preprocess.stack(*read(pack(dict(sorted(files.items()))), data), "train", data)
     assert images[:, 0, 0].tolist() == [*range(7), *range(100, 107)]
     assert labels.tolist() == [0] * 7 + [1] * 7
 
@@ -178,34 +184,43 @@ def test_an_image_that_cannot_be_used_is_named(kind):
 
 def test_images_of_mixed_sizes_are_taken_with_a_size_to_resize_to():
     data = Data(("3", "7"), Splits("train", "valid"), size=(5, 4), grayscale=False)
-    pixels = read(pack({**SMALL, "train/7/large.png": png(9, (30, 20))}), data)
-    assert {image.shape for image in pixels.values()} == {(5, 4)}
+    _, pixels = read(pack({**SMALL, "train/7/large.png": png(9, (30, 20))}), data)
+    assert pixels.shape == (len(SMALL) + 1, 5, 4)
+
+
+def test_more_images_than_fit_into_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 6 * len(SMALL))
+    assert len(read(pack(SMALL))[0]) == len(SMALL)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 6 * len(SMALL) - 1)
+    assert "more than a third of the memory: take fewer classes (data.classes)" in refusal(pack(SMALL))
 
 
 @pytest.mark.parametrize(("gone", "split"), [("train/7", "train"), ("valid/3", "valid")])
 def test_a_class_without_images_is_named(gone, split):
-    pixels = read(pack({name: content for name, content in SMALL.items() if not name.startswith(gone)}))
+    images = read(pack({name: content for name, content in SMALL.items() if not name.startswith(gone)}))
     with pytest.raises(Refusal, match=f"class '{gone[-1]}' has no images in {split}"):
-        preprocess.stack(pixels, split, ("3", "7"))
+        preprocess.stack(*images, split, DATA)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_empty_archive_has_no_images(kind):
-    assert read(pack({}, kind)) == {} if kind in TARS else "damaged or no tar or zip" in refusal(pack({}, kind))
+    assert read(pack({}, kind))[0] == [] if kind in TARS else "damaged or no tar or zip" in refusal(pack({}, kind))
 
 
 def test_a_missing_archive_is_named():
     with pytest.raises(Refusal, match="nothing/archive is missing: run dvc repro"):
-        list(archive.files("nothing/archive", preprocess.place))
+        list(archive.files("nothing/archive", lambda member: member))
 
 
 def survives(content: bytes) -> bool:
     """Whether the archive is still read; Refusal is the only exception that it may end in."""
     try:
-        pixels = read(content)
+        places, pixels = read(content)
     except Refusal:
         return False
-    assert all(image.dtype == np.uint8 and image.ndim == 2 for image in pixels.values())
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert len(pixels) == len(places)
     return True
 
 

@@ -18,8 +18,8 @@ RANDOM = np.random.default_rng(2)
 def mnist() -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and labels of the training and of the validation set."""
     data = parameters.Data(("3", "7"), parameters.Splits("train", "valid"), size=None, grayscale=False)
-    pixels = preprocess.read_images(str(ARCHIVE), data)
-    return [preprocess.stack(pixels, split, data.classes) for split in ("train", "valid")]
+    images = preprocess.read_images(str(ARCHIVE), data)
+    return [preprocess.stack(*images, "train", data), preprocess.stack(*images, "valid", data)]
 
 
 def measures(mnist: list[tuple[np.ndarray, np.ndarray]], distance: Literal["l1", "l2"]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ SETTINGS: dict[str, Any] = {
 def mnist() -> tuple[np.ndarray, ...]:
     """Images and labels of the training set, then of the validation set, of the bundled archive."""
     data = parameters.Data(("3", "7"), parameters.Splits("train", "valid"), size=None, grayscale=False)
-    pixels = preprocess.read_images(str(ROOT / "data/mnist_sample.tgz"), data)
-    return *preprocess.stack(pixels, "train", data.classes), *preprocess.stack(pixels, "valid", data.classes)
+    images = preprocess.read_images(str(ROOT / "data/mnist_sample.tgz"), data)
+    return *preprocess.stack(*images, "train", data), *preprocess.stack(*images, "valid", data)
 
 
 def as_split(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
