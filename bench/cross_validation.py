@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stages import artifacts, linear, parameters
-from stages.descent import Split, fit
-from stages.train import init_params, split
+from stages.descent import Split, descend, optimizer, shuffled
+from stages.train import init_params
 
 LEARNING_RATES = [0.01, 0.03, 0.1, 0.2, 0.3, 1.0]
 MOMENTUMS = [0.0, 0.9]
@@ -46,43 +45,55 @@ class Judged(NamedTuple):
 
 
 class Folds(NamedTuple):
-    """Equal parts of the training images: to train on (k, n, …), to be judged on (k, m, …), and labels (k, m)."""
+    """Equal parts of the training images: to train on, (k, n, …), and to be judged on, (k, m, …)."""
 
     train: Split
     held: Split
-    labels: NDArray[np.uint8]
 
 
 def make_folds(path: Path, count: int, seed: int) -> Folds:
     """The training images of a file of tensors in random order, in `count` folds; a remainder is left out."""
     with np.load(path) as file:
-        images, labels, classes = file["train_images"], file["train_labels"], file["classes"]
+        images, labels = file["train_images"], file["train_labels"]
     order = np.random.default_rng(seed).permutation(len(images))[: len(images) // count * count].reshape(count, -1)
     others = np.stack([np.delete(order, i, axis=0).ravel() for i in range(count)])
+    return Folds(Split(images[others], labels[others]), Split(images[order], labels[order]))
 
-    def of(indices: NDArray[np.intp]) -> Split:
-        return jax.vmap(partial(split, count=len(classes)))(images[indices], labels[indices])
 
-    return Folds(of(others), of(order), labels[order])
+def train_all(
+    folds: Folds, defaults: parameters.Train, fixed: dict[str, Any], free: list[dict[str, float]]
+) -> tuple[NDArray, NDArray]:
+    """The weights (folds, settings, …) and biases of a model for every fold and every setting of `free`."""
+    classes, pixels = int(folds.train.labels.max()) + 1, folds.train.images[0, 0].size
+    size, epochs = fixed["batch_size"], fixed["epochs"]
+    images = folds.train.images.shape[1]
+    batches = images // size
+    params = init_params(jax.random.key(defaults.seed), pixels, 1 if classes == 2 else classes, defaults.init_std)
+    steps = partial(descend, loss=fixed["loss"], schedule=fixed["schedule"], steps=epochs * batches)
+    over_settings = jax.vmap(steps, in_axes=(0, None, None, 0))
+    over_folds = jax.jit(jax.vmap(over_settings, in_axes=(0, 0, 0, None)))
+    rates = {name: np.array([setting[name] for setting in free]) for name in free[0]}
+    start = params, optimizer(free[0], fixed["schedule"], epochs * batches).init(params)
+    state = jax.tree.map(lambda each: np.broadcast_to(each, (len(folds.held.labels), len(free), *each.shape)), start)
+    keys = jax.random.split(jax.random.key(defaults.seed), len(folds.held.labels))
+    for epoch in range(epochs):
+        orders = [np.asarray(shuffled(key, epoch, epochs=epochs, images=images))[: batches * size] for key in keys]
+        order = np.stack(orders).reshape(len(keys), batches, size)
+        fold = np.arange(len(keys))[:, None, None]
+        state = over_folds(state, folds.train.images[fold, order], folds.train.labels[fold, order], rates)
+    return np.asarray(state[0].weights), np.asarray(state[0].bias)
 
 
 def judge(
     folds: Folds, defaults: parameters.Train, fixed: dict[str, Any], free: list[dict[str, float]]
 ) -> list[Judged]:
     """Train with every setting of `free` on every fold at once, and judge each on what was held out."""
-    key = jax.random.key(defaults.seed)
-    params = init_params(key, folds.train.images.shape[2], folds.train.targets.shape[2], defaults.init_std)
-    train = partial(fit, **fixed)
-    over_settings = jax.vmap(train, in_axes=(None, None, None, None, 0, 0, 0))
-    over_folds = jax.vmap(over_settings, in_axes=(None, 0, 0, 0, None, None, None))
-    numbers = [jnp.array([setting[name] for setting in free]) for name in ("learning_rate", "momentum", "l2")]
-    trained, _ = over_folds(params, folds.train, folds.held, jax.random.split(key, len(folds.labels)), *numbers)
-    weights, bias = map(np.asarray, trained)  # (folds, settings, …)
-    images = np.asarray(folds.held.images)
+    weights, bias = train_all(folds, defaults, fixed, free)
+    images = folds.held.images.reshape(*folds.held.images.shape[:2], -1) / np.float32(255)
     judged = []
     for i, setting in enumerate(free):
         losses, right = [], []
-        for fold, labels in enumerate(folds.labels):
+        for fold, labels in enumerate(folds.held.labels):
             raw = (images[fold] @ weights[fold, i] + bias[fold, i]).astype(np.float64)
             if np.isfinite(raw).all():
                 chosen = linear.probabilities(raw, fixed["loss"])[np.arange(len(labels)), labels]
@@ -149,7 +160,7 @@ def main() -> None:
     by_log_loss = sorted(judged, key=lambda each: float(each.log_losses.mean()))
     by_accuracy = sorted(judged, key=lambda each: -float(each.right.mean()))
     best = by_log_loss[0]
-    print(f"\n{len(judged)} settings, {folds.labels.size} images in {arguments.folds} folds")
+    print(f"\n{len(judged)} settings, {folds.held.labels.size} images in {arguments.folds} folds")
     show("Best by log loss", by_log_loss[: arguments.top], best)
     show("Best by accuracy", by_accuracy[: arguments.top], best)
     losses = dict.fromkeys(each.setting["loss"] for each in by_accuracy)

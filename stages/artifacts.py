@@ -53,9 +53,8 @@ def load_tensors(*, whole: bool = True) -> Tensors:
 
     Unless `whole`, the images are not read to see whether they are damaged.
     """
-    images = ("train_images", "valid_images")
     kinds = {**dict.fromkeys(Tensors._fields, "uint8"), "classes": "str"}
-    tensors = Tensors(**load_arrays(TENSORS, kinds, images, whole=whole))
+    tensors = Tensors(**load_arrays(TENSORS, kinds, ("train_images", "valid_images"), whole=whole))
     shape = tensors.train_images.shape[1:]
     for images, labels in [(tensors.train_images, tensors.train_labels), (tensors.valid_images, tensors.valid_labels)]:
         fits = images.ndim == 3 and images.size and images.shape[1:] == shape and labels.shape == images.shape[:1]
@@ -74,7 +73,7 @@ def load_arrays(
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: _mapped(path, name, whole) if name in mapped else file[name] for name in kinds}
+            arrays = {name: _mapped(file.zip, name, whole) if name in mapped else file[name] for name in kinds}
     except FileNotFoundError:
         msg = f"{path} is missing: run dvc repro"
         raise Refusal(msg) from None
@@ -90,9 +89,9 @@ def load_arrays(
     return arrays
 
 
-def _mapped(path: str, name: str, whole: bool) -> NDArray[np.uint8]:
+def _mapped(archive: zipfile.ZipFile, name: str, whole: bool) -> NDArray[np.uint8]:
     """The array of bytes `name` of an npz file, mapped into memory."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member, open(path, "rb") as file:
+    with archive.open(f"{name}.npy") as member, open(str(archive.filename), "rb") as file:
         info = archive.getinfo(f"{name}.npy")
         np.lib.format.read_magic(member)
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)

@@ -1,85 +1,134 @@
 """A linear model, and minibatch stochastic gradient descent to train it."""
 
 import math
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+from tqdm import trange
 
+from stages.devices import alike, everywhere, spread
 from stages.linear import cut
-from stages.losses import LOSSES, accuracy
+from stages.losses import LOSSES, correct
+
+BLOCK = 32 * 2**20
+"""How many bytes of images are taken to the devices at a time, so that more can be trained on than fit there."""
+ROWS = 2**21
+"""How many bytes of images a device evaluates at a time."""
 
 
 class Params(NamedTuple):
     """The linear model: weights (H·W, C) and bias (C,), float32; C is 1 for a pair of classes, else K."""
 
-    weights: Array
-    bias: Array
+    weights: Any
+    bias: Any
 
 
 class Split(NamedTuple):
-    """Images as float32 rows (N, H·W) in [0, 1], and targets float32 (N, C): 1 for the class, 0 for the rest."""
+    """Images, uint8 (N, H, W), and labels, uint8 (N,)."""
 
-    images: Array
-    targets: Array
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
 
 
 def predictions(params: Params, images: Array) -> Array:
-    """The raw predictions (N, C) of a linear model for images (N, H·W)."""
-    return images @ params.weights + params.bias
+    """The raw predictions (N, C) of a linear model for images (N, H, W) of bytes, whose pixels it takes as 0 to 1."""
+    return images.reshape(len(images), -1) / 255 @ params.weights + params.bias
 
 
-@partial(jax.jit, static_argnames=("loss", "schedule", "batch_size", "epochs"))
+def as_targets(labels: Array, outputs: int) -> Array:
+    """Targets float32 (N, C) for labels (N,): 1 for the class, 0 for the rest."""
+    return (labels[:, None] == jnp.arange(outputs)).astype(jnp.float32)
+
+
+def optimizer(rates: Mapping[str, Any], schedule: str, steps: int) -> optax.GradientTransformation:
+    """Gradient descent by learning_rate and momentum, with l2 / 2 times the squared weights (not the bias) to lose."""
+    rate = rates["learning_rate"]
+    rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
+    decay = optax.add_decayed_weights(rates["l2"], mask=Params(weights=True, bias=False))
+    return optax.chain(decay, optax.sgd(rate, rates["momentum"]))
+
+
+@partial(jax.jit, static_argnames=("loss", "schedule", "steps"))
+def descend(
+    state: tuple[Params, Any], images: Array, labels: Array, rates: Mapping[str, Any], *,
+    loss: str, schedule: str, steps: int,
+) -> tuple[Params, Any]:  # fmt: skip
+    """Take a step for each batch of images (S, B, H, W) and labels (S, B); `steps` are those of the whole training.
+
+    The state is the params and the optimizer's. Devices that share the batches add up their gradients.
+    """
+    descent = optimizer(rates, schedule, steps)
+
+    def mean_loss(params: Params, images: Array, labels: Array) -> Array:
+        return LOSSES[loss](predictions(params, images), as_targets(labels, len(params.bias))).mean()
+
+    def step(state: tuple[Params, Any], batch: tuple[Array, Array]) -> tuple[tuple[Params, Any], None]:
+        params, memory = state
+        updates, memory = descent.update(jax.grad(mean_loss)(params, *batch), memory, params)
+        return (optax.apply_updates(params, updates), memory), None
+
+    return alike(jax.lax.scan(step, state, (images, labels))[0])
+
+
+def blocks(split: Split) -> Iterator[tuple[Array, Array, int]]:
+    """A split on the devices, some images and labels at a time, and how many are left with them; more are void.
+
+    The blocks of all splits have the same size, a power of two, so that few programs are compiled.
+    """
+    count, devices = len(split.images), jax.device_count()
+    size = 2 ** min(int(math.log2(ROWS / math.prod(split.images.shape[1:]))), math.ceil(math.log2(count)))
+    for start in range(0, count, size * devices):
+        order = np.minimum(np.arange(start, start + size * devices), count - 1)
+        yield spread(split.images, order), spread(split.labels, order), count - start
+
+
+@partial(jax.jit, static_argnames="loss")
+def measure(params: Params, images: Array, labels: Array, count: int, *, loss: str) -> Array:
+    """The sum of the losses, and the number of correct predictions, of the first `count` images: (2,)."""
+    raw, targets = predictions(params, images), as_targets(labels, len(params.bias))
+    each = jnp.stack([LOSSES[loss](raw, targets), correct(raw, targets, cut(loss))])
+    return alike(jnp.where(jnp.arange(len(images)) < count, each, 0).sum(1))
+
+
+def evaluate(params: Params, split: Split, loss: str) -> NDArray[np.float64]:
+    """The mean loss and the accuracy: (2,)."""
+    sums = [measure(params, *block, loss=loss) for block in blocks(split)]
+    return np.array(sums, np.float64).sum(0) / len(split.images)
+
+
+@partial(jax.jit, static_argnames=("epochs", "images"))
+def shuffled(key: Array, epoch: int, *, epochs: int, images: int) -> Array:
+    """The order of the images (N,) in an epoch."""
+    return jax.random.permutation(jax.random.split(key, epochs)[epoch], images)
+
+
 def fit(
-    params: Params,
-    train: Split,
-    valid: Split,
-    key: Array,
-    learning_rate: float,
-    momentum: float,
-    l2: float,
-    *,
-    loss: str,
-    schedule: str,
-    batch_size: int,
-    epochs: int,
-) -> tuple[Params, Array]:
+    params: Params, train: Split, valid: Split, key: Array, rates: Mapping[str, Any], *,
+    loss: str, schedule: str, batch_size: int, epochs: int,
+) -> tuple[Params, NDArray[np.float64]]:  # fmt: skip
     """Train by minibatches, in a new random order each epoch, whose last, incomplete batch is left out.
 
-    Returns the params and the history (epochs + 1, 4): train loss, train accuracy, valid loss and valid
-    accuracy, at first of the untrained model. The gradient is that of the loss plus l2 / 2 times the
-    squared weights (not the bias).
+    `rates` are those of the optimizer. Returns the params and the history (epochs + 1, 4): train loss, train
+    accuracy, valid loss and valid accuracy, at first of the untrained model.
     """
     batches = len(train.images) // batch_size
-    # Each device takes an equal share of every batch; one device is the smallest case of the same program.
-    devices = math.gcd(batch_size, jax.device_count())
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    share = NamedSharding(mesh, PartitionSpec("batch"))
-    rate = optax.cosine_decay_schedule(learning_rate, epochs * batches) if schedule == "cosine" else learning_rate
-    decay = optax.add_decayed_weights(l2, mask=Params(weights=True, bias=False))  # type: ignore[arg-type]
-    optimizer = optax.chain(decay, optax.sgd(rate, momentum))
-    gradient = jax.grad(lambda params, images, targets: LOSSES[loss](predictions(params, images), targets))
-
-    def step(state: tuple[Params, Any], batch: Array) -> tuple[tuple[Params, Any], None]:
-        params, optimizer_state = state
-        images, targets = (jax.lax.with_sharding_constraint(each[batch], share) for each in train)
-        slope = gradient(params, images, targets)
-        updates, optimizer_state = optimizer.update(slope, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state), None
-
-    def evaluate(params: Params) -> Array:
-        raws = [(predictions(params, split.images), split.targets) for split in (train, valid)]
-        return jnp.stack([f for r, t in raws for f in (LOSSES[loss](r, t), accuracy(r, t, cut(loss)))])
-
-    def epoch(state: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Array]:
-        order = jax.random.permutation(key, len(train.images))[: batches * batch_size]
-        state, _ = jax.lax.scan(step, state, order.reshape(batches, batch_size))
-        return state, evaluate(state[0])
-
-    before = evaluate(params)
-    (params, _), history = jax.lax.scan(epoch, (params, optimizer.init(params)), jax.random.split(key, epochs))
-    return params, jnp.vstack([before, history])
+    parts = -(-batches * batch_size * math.prod(train.images.shape[1:]) // BLOCK)
+    take_steps = partial(descend, rates=rates, loss=loss, schedule=schedule, steps=epochs * batches)
+    state = everywhere((params, optimizer(rates, schedule, epochs * batches).init(params)))
+    history = []
+    hidden = True if jax.process_index() else None  # None: unless on a terminal
+    for epoch in trange(epochs + 1, desc="train", unit=" epochs", delay=1, disable=hidden):
+        if epoch:
+            order = np.asarray(shuffled(key, epoch - 1, epochs=epochs, images=len(train.images)))
+            for part in np.array_split(order[: batches * batch_size].reshape(batches, batch_size), parts):
+                state = take_steps(state, spread(train.images, part), spread(train.labels, part))
+                jax.block_until_ready(state)  # or the next parts would pile up in memory
+        history.append(np.concatenate([evaluate(state[0], split, loss) for split in (train, valid)]))
+    return Params(*map(np.asarray, state[0])), np.stack(history)

@@ -105,17 +105,18 @@ def _stop(number: int, _: object) -> None:
     global _stopped
     _stopped = Stopped(f"{STOPS[signal.Signals(number)]}, nothing was written")
     if not hasattr(sys.modules["__main__"], "main"):  # a library in C that is being imported would crash
-        _give_up(_stopped)
+        give_up(_stopped)
     raise _stopped
 
 
 def _unraisable(dropped: Any) -> None:
     """C code that calls Python may drop what it raises: then the stage would go on."""
     if isinstance(dropped.exc_value, Stopped):
-        _give_up(dropped.exc_value)
+        give_up(dropped.exc_value)
     sys.__unraisablehook__(dropped)
 
 
-def _give_up(error: BaseException) -> NoReturn:
+def give_up(error: BaseException) -> NoReturn:
+    """End the stage at once, without what Python does on leaving."""
     _explain(type(error), error, None)
     os._exit(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from stages.losses import LOSSES, accuracy
+from stages.losses import LOSSES, correct
 
 F32 = jnp.float32
 RANDOM = np.random.default_rng(1)
@@ -55,14 +55,14 @@ def problem(outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 def test_values_equal_float64(loss, outputs):
     images, targets, weights, bias = problem(outputs)
     raw = images @ weights + bias
-    assert LOSSES[loss](F32(raw), F32(targets)) == pytest.approx(VALUES[loss](raw, targets), rel=1e-5)
+    assert LOSSES[loss](F32(raw), F32(targets)).mean() == pytest.approx(VALUES[loss](raw, targets), rel=1e-5)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_of_a_linear_model_equal_their_closed_form(loss, outputs):
     images, targets, weights, bias = problem(outputs)
-    gradient = jax.grad(lambda w, b: LOSSES[loss](F32(images) @ w + b, F32(targets)), argnums=(0, 1))(
+    gradient = jax.grad(lambda w, b: LOSSES[loss](F32(images) @ w + b, F32(targets)).mean(), argnums=(0, 1))(
         F32(weights), F32(bias)
     )
     slope = SLOPES[loss](images @ weights + bias, targets) / len(images)
@@ -73,10 +73,12 @@ def test_gradients_of_a_linear_model_equal_their_closed_form(loss, outputs):
 def test_log_loss_and_brier_equal_scikit_learn():
     raw, targets = RANDOM.normal(size=(50, 1)), RANDOM.integers(2, size=(50, 1)).astype(float)
     p = sigmoid(raw[:, 0])
-    assert LOSSES["log_loss"](F32(raw), F32(targets)) == pytest.approx(sk.log_loss(targets[:, 0], p), rel=1e-5)
-    assert LOSSES["brier"](F32(raw), F32(targets)) == pytest.approx(sk.brier_score_loss(targets[:, 0], p), rel=1e-5)
+    assert LOSSES["log_loss"](F32(raw), F32(targets)).mean() == pytest.approx(sk.log_loss(targets[:, 0], p), rel=1e-5)
+    assert LOSSES["brier"](F32(raw), F32(targets)).mean() == pytest.approx(
+        sk.brier_score_loss(targets[:, 0], p), rel=1e-5
+    )
     raw, labels = RANDOM.normal(size=(50, 3)), np.arange(50) % 3
-    assert LOSSES["log_loss"](F32(raw), F32(np.eye(3)[labels])) == pytest.approx(
+    assert LOSSES["log_loss"](F32(raw), F32(np.eye(3)[labels])).mean() == pytest.approx(
         sk.log_loss(labels, softmax(raw)), rel=1e-5
     )
 
@@ -85,7 +87,7 @@ def test_log_loss_and_brier_equal_scikit_learn():
 @pytest.mark.parametrize("loss", ["brier", "absolute", "log_loss"])
 def test_losses_and_gradients_of_extreme_logits_are_finite(loss, outputs):
     raw, targets = jnp.full((2, outputs), F32([[1e30], [-1e30]])), jnp.eye(2, outputs)
-    value, slope = jax.value_and_grad(LOSSES[loss])(raw, targets)
+    value, slope = jax.value_and_grad(lambda *each: LOSSES[loss](*each).mean())(raw, targets)
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
 
@@ -95,11 +97,11 @@ def test_losses_and_gradients_of_extreme_logits_are_finite(loss, outputs):
     [([0.6, 0.4, 0.4, 0.6], 0.5, 1), ([0.6, 0.4, 0.4, 0.6], 0, 0.5), ([-1, -1, -1, 1], 0, 0.75)],
 )
 def test_accuracy_of_a_pair_is_cut_at_the_threshold(raw, threshold, expected):
-    assert accuracy(F32(raw)[:, None], F32([[1], [0], [0], [1]]), threshold) == expected
+    assert correct(F32(raw)[:, None], F32([[1], [0], [0], [1]]), threshold).mean() == expected
 
 
 def test_accuracy_of_more_classes_is_the_share_of_largest_predictions_that_name_the_target():
     raw = RANDOM.normal(size=(60, 4)).astype(np.float32)
     labels = RANDOM.integers(4, size=60)
     expected = sk.accuracy_score(labels, raw.argmax(1))
-    assert accuracy(F32(raw), F32(np.eye(4)[labels]), 0) == pytest.approx(expected)
+    assert correct(F32(raw), F32(np.eye(4)[labels]), 0).mean() == pytest.approx(expected)

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from stages import parameters, preprocess, train
-from stages.descent import Split, fit
+from stages import descent, parameters, preprocess, train
+from stages.descent import Params, Split, as_targets, evaluate, fit, predictions
 from stages.linear import cut
 from stages.losses import LOSSES
 
@@ -30,46 +31,71 @@ def mnist() -> tuple[np.ndarray, ...]:
     return *preprocess.stack(*images, "train", data), *preprocess.stack(*images, "valid", data)
 
 
-def as_split(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
-    return train.split(jnp.asarray(images), jnp.asarray(labels), count)
-
-
 def problem(count: int, size: int = 32, noise: int = 40) -> Split:
     """Images (size, 3, 2) with one pixel brighter for each class: it tells them apart, but for the noise."""
     labels = (np.arange(size) % count).astype(np.uint8)
     images = RANDOM.normal(90, noise, (size, 6)) + 90 * np.eye(count, 6)[labels]
-    return as_split(np.clip(images, 0, 255).astype(np.uint8).reshape(size, 3, 2), labels, count)
+    return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(size, 3, 2), labels)
 
 
-def trained(data: Split, key: int = 0, init_std: float = 0.5, valid: Split | None = None, **settings: Any):
-    params = train.init_params(jax.random.key(key), data.images.shape[1], data.targets.shape[1], init_std)
-    return params, *fit(params, data, valid or data, jax.random.key(key + 1), **{**SETTINGS, **settings})
+def trained(data: Split, key: int = 0, init_std: float = 0.5, valid: Split | None = None, **changes: Any):
+    settings = {**SETTINGS, **changes}
+    rates = {name: settings.pop(name) for name in train.RATES}
+    count = int(data.labels.max()) + 1
+    params = train.init_params(jax.random.key(key), data.images[0].size, 1 if count == 2 else count, init_std)
+    return params, *fit(params, data, valid or data, jax.random.key(key + 1), rates, **settings)
+
+
+def in_float64(data: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of pixels from 0 to 1, and targets of 1 for the first class of a pair."""
+    return data.images.reshape(len(data.images), -1) / 255, 1.0 - data.labels[:, None]
 
 
 def gradient(weights: np.ndarray, bias: np.ndarray, data: Split) -> tuple[np.ndarray, np.ndarray]:
     """Of the log loss of a pair, in float64."""
-    images, targets = (np.asarray(array, float) for array in data)
+    images, targets = in_float64(data)
     slope = (1 / (1 + np.exp(-(images @ weights + bias))) - targets) / len(images)
     return images.T @ slope, slope.sum(0)
 
 
-def test_the_notebooks_experiment_moves_the_loss_and_not_the_accuracy(mnist):
+def test_the_notebooks_experiment_moves_the_loss_and_not_the_accuracy(mnist, monkeypatch):
     """The untrained model of key 42, its raw predictions cut at 0 as the notebook does."""
     params = train.init_params(jax.random.key(42), 784, 1, 1.0)
-    result = train.sensitivity(params, as_split(mnist[0], mnist[1], 2), loss="squared_error", threshold=0.0)
+    monkeypatch.setattr(descent, "cut", lambda _: 0.0)
+    result = train.sensitivity(params, Split(*mnist[:2]), "squared_error")
     assert result["pixel"] == 269
     assert result["accuracy_before"] == result["accuracy_after"] == pytest.approx(0.4487738, abs=5e-8)
     assert result["loss_before"] == pytest.approx(59.81387, abs=1e-5)
     assert result["loss_after"] == pytest.approx(59.81413, abs=1e-5)
 
 
-def test_a_split_has_rows_of_pixels_from_0_to_1_and_targets_of_1_for_the_class():
+def test_predictions_are_of_pixels_from_0_to_1_and_targets_are_1_for_the_class():
     images = RANDOM.integers(256, size=(4, 3, 2), dtype=np.uint8)
-    labels = np.array([0, 1, 2, 1], np.uint8)
-    many = as_split(images, labels, 3)
-    np.testing.assert_allclose(many.images, images.reshape(4, 6) / 255, rtol=1e-6)
-    assert many.targets.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
-    assert as_split(images, labels % 2, 2).targets.tolist() == [[1], [0], [1], [0]]
+    weights, bias = RANDOM.normal(size=(6, 3)).astype(np.float32), np.ones(3, np.float32)
+    raw = predictions(Params(weights, bias), jnp.asarray(images))
+    np.testing.assert_allclose(raw, images.reshape(4, 6) / 255 @ weights + 1, rtol=1e-5)
+    labels = jnp.array([0, 1, 2, 1], jnp.uint8)
+    assert as_targets(labels, 3).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
+    assert as_targets(labels % 2, 1).tolist() == [[1], [0], [1], [0]]
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33])
+def test_a_split_is_evaluated_in_blocks_of_which_the_last_may_be_incomplete(monkeypatch, size):
+    monkeypatch.setattr(descent, "ROWS", 6 * 8)
+    data, params = problem(2, size), Params(RANDOM.normal(size=(6, 1)).astype(np.float32), np.zeros(1, np.float32))
+    images, targets = in_float64(data)
+    errors = images @ params.weights - targets
+    expected = [(errors**2).mean(), ((errors + targets > 0.5) == targets).mean()]
+    np.testing.assert_allclose(evaluate(params, data, "squared_error"), expected, rtol=1e-5)
+
+
+def test_training_on_more_than_fits_on_the_device_at_a_time_gives_the_same(monkeypatch):
+    data = problem(3, 100)
+    _, whole, history = trained(data, batch_size=8, epochs=3)
+    monkeypatch.setattr(descent, "BLOCK", 5 * 8 * 6)
+    _, parts, same = trained(data, batch_size=8, epochs=3)
+    np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-6)
+    np.testing.assert_allclose(same, history, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +139,7 @@ def test_an_incomplete_batch_is_left_out():
     data = problem(2, 3)
     before, after, _ = trained(data, batch_size=2, learning_rate=1.0)
     start = np.asarray(before.weights, float), np.asarray(before.bias, float)
-    steps = [
-        gradient(*start, Split(*(array[jnp.array(pair)] for array in data)))[0] for pair in ([0, 1], [0, 2], [1, 2])
-    ]
+    steps = [gradient(*start, Split(*(array[pair] for array in data)))[0] for pair in ([0, 1], [0, 2], [1, 2])]
     assert any(np.allclose(before.weights - after.weights, step, rtol=1e-3, atol=1e-6) for step in steps)
 
 
@@ -125,10 +149,12 @@ def test_history_begins_with_the_untrained_model_and_ends_with_the_returned_one(
     before, after, history = trained(data, valid=valid, loss=loss, epochs=3, learning_rate=0.05)
     assert history.shape == (4, 4)
     for params, row in ((before, history[0]), (after, history[-1])):
-        for (images, targets), measured in zip((data, valid), row.reshape(2, 2), strict=True):
-            raw = np.asarray(images, float) @ np.asarray(params.weights, float) + np.asarray(params.bias)
-            right = (raw > cut(loss)) == (targets > 0) if count == 2 else raw.argmax(1) == targets.argmax(1)
-            expected = LOSSES[loss](jnp.asarray(raw), targets), right.mean()
+        for split, measured in zip((data, valid), row.reshape(2, 2), strict=True):
+            images, targets = in_float64(split)
+            raw = images @ np.asarray(params.weights, float) + np.asarray(params.bias)
+            right = (raw > cut(loss)) == targets if count == 2 else raw.argmax(1) == split.labels
+            each = LOSSES[loss](jnp.asarray(raw), as_targets(jnp.asarray(split.labels), raw.shape[1]))
+            expected = each.mean(), right.mean()
             np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
@@ -165,17 +191,15 @@ def test_long_training_comes_to_scikit_learns_logistic_regression():
     """C weighs the summed loss against half the squared weights; l2 the mean loss: C = 1 / (l2 N)."""
     data, l2 = problem(2, 200), 0.01
     _, after, _ = trained(data, l2=l2, epochs=4000, batch_size=200, momentum=0.9, learning_rate=1.0)
-    best = LogisticRegression(C=1 / (l2 * 200), tol=1e-10, max_iter=10_000).fit(data.images, data.targets[:, 0])
+    images, targets = in_float64(data)
+    best = LogisticRegression(C=1 / (l2 * 200), tol=1e-10, max_iter=10_000).fit(images, targets[:, 0])
     np.testing.assert_allclose(after.weights[:, 0], best.coef_[0], atol=1e-3)
     np.testing.assert_allclose(after.bias, best.intercept_, atol=1e-3)
 
 
 def on_mnist(mnist: tuple[np.ndarray, ...], chosen: parameters.Train, **changes: Any) -> Any:
     """What the stage learns with the chosen parameters: the trained model, the history and the experiment."""
-    settings = {name: getattr(chosen, name) for name in (*train.RATES, *train.CHOICES)} | changes
-    rates = {name: settings.pop(name) for name in train.RATES}
-    tensors = tuple(jnp.asarray(array) for array in mnist)
-    return train.learn(tensors, jnp.uint32(chosen.seed), chosen.init_std, rates, count=2, **settings)
+    return train.learn(Split(*mnist[:2]), Split(*mnist[2:]), 2, msgspec.structs.replace(chosen, **changes))
 
 
 @pytest.fixture
