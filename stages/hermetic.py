@@ -295,7 +295,10 @@ def _fail_if_swallowed() -> None:
 
 
 def permit(source: str) -> None:
-    """Let the stage read one more file or, for a URL, use the network: for what a declared digest fixes."""
+    """Let the stage read one more file or, for a URL, use the network.
+
+    For what a declared digest fixes, and for processes that compute the same stage together.
+    """
     if _guard:
         _guard.permitted.add("network" if "://" in source else os.path.realpath(source))
 
