@@ -43,11 +43,10 @@ def joined() -> Iterator[None]:
         )
         late.cancel()
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            running.give_up(error)
-        running.give_up(Refusal("another of the processes that compute together has ended: see what it said"))
     except BaseException as error:  # on leaving as usual, JAX would wait for the others
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        if lost or "Unable to initialize backend" in str(error):
+            error = Refusal("another of the processes that compute together has ended: see what it said")
         running.give_up(error)
 
 
