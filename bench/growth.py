@@ -1,79 +1,183 @@
-"""Time and peak memory of preprocess and train as the images grow in number.
+"""Time and peak memory of every stage as the images grow in number, in classes and in size.
 
-Run it with `python -m bench.growth [TIMES …]`, by default 1 and 10: for each it packs the bundled images, then that
-many copies of each, shifted by up to two pixels by a seeded generator, into a temporary archive, and runs the stages
-on a temporary clone.
+Run it with `python -m bench.growth`: half an hour, and 5 GB of disk for a while. `--quick` leaves out the largest
+case, `--write` puts the table into bench/growth.md and the picture into bench/growth.png. The images are the bundled
+ones, shifted by up to two pixels by a seeded generator, enlarged, and dealt out to the classes in turns; each case
+is a temporary archive that the stages are run on, in a temporary clone.
 """
 
+import argparse
 import hashlib
 import io
 import os
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.pipeline import ROOT, Bench
+from bench.pipeline import ROOT, Bench, machine, table
 from bench.ten_digits import png
 
 ARCHIVE = ROOT / "data/mnist_sample.tgz"
 SEED = 0
-STAGES = ("preprocess", "baseline", "train")
+STAGES = ("preprocess", "baseline", "train", "report")
+MIB = 2**20
 
 
-def grow(target: Path, times: int) -> str:
-    """Write `times` shifted copies of each image into an archive; its SHA-256."""
+class Case(NamedTuple):
+    """How many copies of the bundled images, in how many classes, of how many pixels a side."""
+
+    copies: int = 1
+    classes: int = 2
+    side: int = 28
+
+
+CASES = [Case(), Case(10), Case(100), Case(classes=10), Case(classes=100), Case(side=64), Case(side=128)]
+
+
+class Cost(NamedTuple):
+    """What a stage took: seconds, and bytes of memory at its peak."""
+
+    seconds: float
+    peak: int
+
+
+class Measured(NamedTuple):
+    """A case, how many images and bytes of tensors it has, and what each stage took."""
+
+    case: Case
+    images: int
+    tensors: int
+    costs: dict[str, Cost]
+
+
+def name(number: int, classes: int) -> str:
+    """The folder of a class, of which the first are as the bundled ones."""
+    return ["3", "7"][number] if classes == 2 else f"c{number:02}"
+
+
+def grow(target: Path, case: Case) -> str:
+    """Write the images of a case into an archive; its SHA-256."""
     generator = np.random.default_rng(SEED)
     with tarfile.open(ARCHIVE) as source, tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for member in source:
+        for number, member in enumerate(source):
             if (file := source.extractfile(member)) is None or not member.name.endswith(".png"):
                 continue
-            pixels = np.asarray(Image.open(io.BytesIO(file.read())))
-            for i in range(times):
+            _, split, digit, stem = member.name.split("/")
+            picture = Image.open(io.BytesIO(file.read())).resize((case.side, case.side))
+            pixels = np.asarray(picture)
+            for i in range(case.copies):
+                half = case.classes // 2
+                label = (number + i) % half + (half if digit == "7" else 0)
                 shift = tuple(generator.integers(-2, 3, 2)) if i else (0, 0)
-                copy = tarfile.TarInfo(member.name.replace(".png", f"_{i}.png"))
+                path = f"{split}/{name(label, case.classes)}/{digit}_{stem.removesuffix('.png')}_{i}.png"
+                copy = tarfile.TarInfo(path)
                 copy.size = len(content := png(np.roll(pixels, shift, (0, 1))))
                 tar.addfile(copy, io.BytesIO(content))
     with target.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def run(bench: Bench, stage: str) -> Cost:
+    """Run a stage by itself."""
+    start = time.perf_counter()
+    command = f"cd {bench.clone} && exec python -m stages.{stage} >&2"
+    process = os.posix_spawn("/bin/sh", ["sh", "-c", command], bench.variables)
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        sys.exit(f"{stage} failed")
+    return Cost(time.perf_counter() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def measure(bench: Bench, case: Case, archive: Path) -> Measured:
+    """Run every stage on the images of a case."""
+    bench.new_clone()
+    values = {
+        "url": str(archive),
+        "sha256": grow(archive, case),
+        "classes": str([name(i, case.classes) for i in range(case.classes)]).replace("'", '"'),
+    }
+    params = bench.clone / "params.yaml"
+    text = params.read_text()
+    for key, value in values.items():
+        text = re.sub(rf"(?m)^  {key}: .*$", f"  {key}: {value}", text)
+    params.write_text(text)
+    bench.run("-m", "stages.download", folder=bench.clone)
+    archive.unlink()
+    costs = {stage: run(bench, stage) for stage in STAGES}
+    path = bench.clone / "data/tensors.npz"
+    with np.load(path) as file:
+        images = sum(len(file[f"{split}_labels"]) for split in ("train", "valid"))
+    measured = Measured(case, images, path.stat().st_size, costs)
+    shutil.rmtree(bench.clone)
+    return measured
+
+
+def rows(measured: list[Measured]) -> list[str]:
+    """A table with a row for each case and stage."""
+    cells = []
+    for case, images, tensors, costs in measured:
+        for stage, (seconds, peak) in costs.items():
+            what = [f"{images:,}", str(case.classes), f"{case.side}²", f"{tensors / MIB:.0f}", stage]
+            per_image = f"{seconds / images * 1e6:.0f}"
+            cells.append([*what, f"{seconds:.2f}", per_image, f"{peak / MIB:.0f}", f"{peak / tensors:.1f}"])
+    header = ["images", "classes", "pixels", "tensors (MiB)", "stage", "seconds", "µs an image", "peak (MiB)"]
+    return table([*header, "peak / tensors"], cells)
+
+
+def draw(measured: list[Measured], path: Path) -> None:
+    """Draw seconds and peak memory of the stages over the bytes of the tensors."""
+    figure = Figure((9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    kinds = {
+        "images": ([m for m in measured if m.case[1:] == (2, 28)], "-o"),
+        "pixels": ([m for m in measured if m.case[:2] == (1, 2)], "--s"),
+    }
+    for i, stage in enumerate(STAGES):
+        for kind, (chosen, style) in kinds.items():
+            sizes = [m.tensors / MIB for m in chosen]
+            label = f"{stage}, more {kind}"
+            left.loglog(sizes, [m.costs[stage].seconds for m in chosen], style, color=f"C{i}", label=label)
+            right.loglog(sizes, [m.costs[stage].peak / MIB for m in chosen], style, color=f"C{i}")
+    sizes = sorted(m.tensors / MIB for m in measured)
+    right.loglog(sizes, sizes, ":", color="gray", label="the tensors")
+    right.loglog(sizes, [3 * size for size in sizes], "-.", color="gray", label="three times the tensors")
+    left.set(title="Time", ylabel="seconds", xlabel="tensors (MiB)")
+    right.set(title="Memory", ylabel="peak (MiB)", xlabel="tensors (MiB)")
+    left.legend(fontsize="x-small")
+    right.legend(fontsize="x-small")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def main() -> None:
-    """Print a row for each size and stage."""
-    print(f"{'images':>9} {'tensors':>9} {'stage':12} {'seconds':>8} {'µs/image':>9} {'peak':>9}")
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="leave out the largest case")
+    parser.add_argument("--write", action="store_true", help="write bench/growth.md and bench/growth.png too")
+    arguments = parser.parse_args()
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder).resolve())
-        for times in map(int, sys.argv[1:] or ["1", "10"]):
-            bench.new_clone()
-            digest = grow(archive := Path(folder).resolve() / "grown.tar", times)
-            params = bench.clone / "params.yaml"
-            text = re.sub(r"(?m)^  url: .*$", f"  url: {archive}", params.read_text())
-            params.write_text(re.sub(r"(?m)^  sha256: .*$", f"  sha256: {digest}", text))
-            bench.run("-m", "stages.download", folder=bench.clone)
-            for stage in STAGES:
-                start = time.perf_counter()
-                arguments = ["python", "-m", f"stages.{stage}"]
-                process = os.posix_spawn(
-                    "/bin/sh", ["sh", "-c", f"cd {bench.clone} && exec {' '.join(arguments)} >&2"], bench.variables
-                )
-                _, status, usage = os.wait4(process, 0)
-                seconds = time.perf_counter() - start
-                if status:
-                    sys.exit(f"{stage} failed")
-                with np.load(bench.clone / "data/tensors.npz") as file:
-                    images = sum(len(file[f"{split}_labels"]) for split in ("train", "valid"))
-                size = (bench.clone / "data/tensors.npz").stat().st_size
-                peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-                print(
-                    f"{images:9} {size / 2**20:5.0f} MiB {stage:12} {seconds:8.2f} {seconds / images * 1e6:9.1f} "
-                    f"{peak / 2**20:5.0f} MiB",
-                    flush=True,
-                )
+        measure(bench, Case(), Path(folder).resolve() / "first.tar")  # compiles, and reads the libraries from disk
+        for case in CASES:
+            if not (arguments.quick and case.copies > 10):
+                print(case, file=sys.stderr)
+                measured.append(measure(bench, case, Path(folder).resolve() / "grown.tar"))
+    lines = [f"Measured on {machine()}, by `python -m bench.growth{' --quick' if arguments.quick else ''}`.", ""]
+    lines += rows(measured)
+    print("\n".join(lines))
+    if arguments.write:
+        draw(measured, ROOT / "bench/growth.png")
+        text = ["# Growth", "", *lines, "", "![Time and memory over the size of the tensors](growth.png)", ""]
+        (ROOT / "bench/growth.md").write_text("\n".join(text), "utf-8")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def _tar_files(
 ) -> Iterator[tuple[str, Place, bytes]]:
     total = 0
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
-        for member in tar:
+        for member in iter(tar.next, None):
+            tar.members = []  # type: ignore[attr-defined]  # it would grow to more than the images take
             total += _bounded(path, member.name, member.size, total)
             if member.isdir() or (where := place(member.name)) is None:
                 continue

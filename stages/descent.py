@@ -1,7 +1,7 @@
 """A linear model, and minibatch stochastic gradient descent to train it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,14 +13,12 @@ from jax import Array
 from numpy.typing import NDArray
 from tqdm import trange
 
-from stages.devices import alike, everywhere, spread
+from stages.devices import alike, blocks, everywhere, spread
 from stages.linear import cut
 from stages.losses import LOSSES, correct
 
 BLOCK = 32 * 2**20
 """How many bytes of images are taken to the devices at a time, so that more can be trained on than fit there."""
-ROWS = 2**21
-"""How many bytes of images a device evaluates at a time."""
 
 
 class Params(NamedTuple):
@@ -77,18 +75,6 @@ def descend(
     return alike(jax.lax.scan(step, state, (images, labels))[0])
 
 
-def blocks(split: Split) -> Iterator[tuple[Array, Array, int]]:
-    """A split on the devices, some images and labels at a time, and how many are left with them; more are void.
-
-    The blocks of all splits have the same size, a power of two, so that few programs are compiled.
-    """
-    count, devices = len(split.images), jax.device_count()
-    size = 2 ** min(int(math.log2(ROWS / math.prod(split.images.shape[1:]))), math.ceil(math.log2(count)))
-    for start in range(0, count, size * devices):
-        order = np.minimum(np.arange(start, start + size * devices), count - 1)
-        yield spread(split.images, order), spread(split.labels, order), count - start
-
-
 @partial(jax.jit, static_argnames="loss")
 def measure(params: Params, images: Array, labels: Array, count: int, *, loss: str) -> Array:
     """The sum of the losses, and the number of correct predictions, of the first `count` images: (2,)."""
@@ -99,7 +85,7 @@ def measure(params: Params, images: Array, labels: Array, count: int, *, loss: s
 
 def evaluate(params: Params, split: Split, loss: str) -> NDArray[np.float64]:
     """The mean loss and the accuracy: (2,)."""
-    sums = [measure(params, *block, loss=loss) for block in blocks(split)]
+    sums = [measure(params, *block, loss=loss) for block in blocks(*split)]
     return np.array(sums, np.float64).sum(0) / len(split.images)
 
 

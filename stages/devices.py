@@ -1,5 +1,6 @@
 """The devices that compute together: those of this process, and of the processes started beside it."""
 
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ ENGINES = ("OMPI_COMM_WORLD_RANK", "SLURM_STEP_NODELIST", "JOB_COMPLETION_INDEX"
 """What Open MPI, Slurm and Kubernetes set for each of the processes that they start."""
 SECONDS_TO_START = 60
 SECONDS_OF_SILENCE = 10
+BLOCK = 2**21
+"""How many bytes of images a device gets at a time."""
 
 
 @contextmanager
@@ -64,6 +67,19 @@ def spread(rows: NDArray, order: NDArray[np.integer]) -> Array:
     mine = np.array_split(order, jax.process_count(), axis=-1)[jax.process_index()]
     axes = PartitionSpec(*[None] * (order.ndim - 1), "device")
     return jax.make_array_from_process_local_data(NamedSharding(mesh(), axes), rows[mine])
+
+
+def blocks(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[tuple[Array, Array, int]]:
+    """Images (N, H, W) and labels (N,) on the devices, some at a time, and how many are left with them; more are void.
+
+    The sizes are powers of two, so that few programs are compiled.
+    """
+    count, devices = len(images), jax.device_count()
+    largest = int(math.log2(max(BLOCK / math.prod(images.shape[1:]), 1)))
+    size = 2 ** min(largest, math.ceil(math.log2(count))) * devices
+    for start in range(0, count, size):
+        order = np.minimum(np.arange(start, start + size), count - 1)
+        yield spread(images, order), spread(labels, order), count - start
 
 
 def everywhere(tree: Any) -> Any:

@@ -1,14 +1,27 @@
 """The linear model after training: its predictions, in float64, so that every machine rounds to the same."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
 
+BLOCK = 4096
+
+
+def by_blocks(function: Callable[[Floats], Floats], images: NDArray[np.uint8]) -> Floats:
+    """What a function gives for images (N, H, W) of pixels in [0, 1], called for some at a time.
+
+    In float64 images take eight times the memory.
+    """
+    return np.concatenate([function(images[i : i + BLOCK] / 255.0) for i in range(0, len(images), BLOCK)])
+
+
 def raw_predictions(images: NDArray[np.uint8], weights: NDArray[np.float32], bias: NDArray[np.float32]) -> Floats:
     """Pixels in [0, 1] times weights (H·W, C) plus bias (C,), for images (N, H, W): float64 (N, C)."""
-    return images.reshape(len(images), -1) / 255.0 @ weights.astype(np.float64) + bias
+    return by_blocks(lambda block: block.reshape(len(block), -1) @ weights.astype(np.float64) + bias, images)
 
 
 def probabilities(raw: Floats, loss: str) -> Floats:

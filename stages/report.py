@@ -16,10 +16,14 @@ def distances(
     images: NDArray[np.uint8], means: NDArray[np.float32], distance: Literal["l1", "l2"]
 ) -> NDArray[np.float64]:
     """The baseline's distances of images (N, H, W) to means (K, H, W), as stages/baseline.py has them: (N, K)."""
-    differences = (images / 255 - mean for mean in means)
-    if distance == "l1":
-        return np.stack([np.abs(each).mean((1, 2)) for each in differences], 1)
-    return np.sqrt(np.stack([(each**2).mean((1, 2)) for each in differences], 1))
+
+    def to_means(block: linear.Floats) -> linear.Floats:
+        differences = (block - mean for mean in means)
+        if distance == "l1":
+            return np.stack([np.abs(each).mean((1, 2)) for each in differences], 1)
+        return np.sqrt(np.stack([(each**2).mean((1, 2)) for each in differences], 1))
+
+    return linear.by_blocks(to_means, images)
 
 
 def prediction_rows(actual: NDArray, predicted: NDArray, scores: NDArray, classes: list[str]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stages import devices, parameters
 from stages.artifacts import HISTORY, LINEAR, SENSITIVITY, load_tensors, publish
-from stages.descent import Params, Split, blocks, evaluate, fit
+from stages.descent import Params, Split, evaluate, fit
 from stages.running import Refusal
 
 RATES = ("learning_rate", "momentum", "l2")
@@ -40,7 +40,9 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 
     The notebook's experiment, with the weight of the pixel that is brightest on average.
     """
-    pixel = np.sum([pixel_sums(images, count) for images, _, count in blocks(train)], axis=0, dtype=np.int64).argmax()
+    pixel = np.sum(
+        [pixel_sums(images, count) for images, _, count in devices.blocks(*train)], axis=0, dtype=np.int64
+    ).argmax()
     nudged = np.array(params.weights)
     nudged[pixel] *= np.float32(1.0001)
     result: dict[str, float] = {"pixel": int(pixel)}

@@ -91,7 +91,7 @@ def invent(folder: Path, classes: list[str], shape: tuple[int, int], loss: str, 
     )  # fmt: skip
     np.savez(folder / artifacts.BASELINE, means=means)
     np.savez(folder / artifacts.LINEAR, weights=weights, bias=-weights.sum(0) / 2)
-    predicted = np.asarray(distances(images, means, distance)).argmin(1)  # type: ignore[arg-type]
+    predicted = np.asarray(distances(images, means, distance)).argmin(1)
     scores = np.zeros(60) if count == 2 else None
     measures = metrics.measures(actual, predicted, classes, scores)
     (folder / artifacts.BASELINE_METRICS).write_text(json.dumps(measures), "utf-8")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from stages import descent, parameters, preprocess, train
+from stages import descent, devices, parameters, preprocess, train
 from stages.descent import Params, Split, as_targets, evaluate, fit, predictions
 from stages.linear import cut
 from stages.losses import LOSSES
@@ -81,7 +81,7 @@ def test_predictions_are_of_pixels_from_0_to_1_and_targets_are_1_for_the_class()
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33])
 def test_a_split_is_evaluated_in_blocks_of_which_the_last_may_be_incomplete(monkeypatch, size):
-    monkeypatch.setattr(descent, "ROWS", 6 * 8)
+    monkeypatch.setattr(devices, "BLOCK", 6 * 8)
     data, params = problem(2, size), Params(RANDOM.normal(size=(6, 1)).astype(np.float32), np.zeros(1, np.float32))
     images, targets = in_float64(data)
     errors = images @ params.weights - targets
