@@ -24,7 +24,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results.md"
-NOTEBOOK = "the notebook's cells"
+NOTEBOOK, SKLEARN, TORCH = "the notebook's cells", "NumPy and scikit-learn", "PyTorch"
 FLOOR, FLOOR_NO_OP = "floor: five stages that copy a file", "floor: nothing to do"
 NEW, AGAIN, NO_OP = "from nothing, in a new environment", "from nothing", "nothing to do"
 # Each edit takes the first of two values that is not the current one.
@@ -130,11 +130,11 @@ class Bench:
                 (self.original / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.original / name)
 
-    def run(self, *arguments: str, folder: Path) -> tuple[float, float, str]:
+    def run(self, *arguments: str, folder: Path, python: str = "") -> tuple[float, float, str]:
         """Wall and processor seconds of a Python process, and what it printed; ends the benchmark if it fails."""
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(
-            [str(self.environment / "bin/python"), *arguments],
+            [python or str(self.environment / "bin/python"), *arguments],
             cwd=folder,
             env=self.variables,
             text=True,
@@ -145,9 +145,9 @@ class Bench:
             sys.exit(f"{arguments} failed:\n{done.stdout}{done.stderr}")
         return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
-    def measure(self, case: str, folder: Path, *arguments: str) -> None:
+    def measure(self, case: str, folder: Path, *arguments: str, python: str = "") -> None:
         """Add the seconds of a Python process, and those of a processor, to a case's."""
-        seconds, processor, output = self.run(*(arguments or ("-m", "dvc", "repro")), folder=folder)
+        seconds, processor, output = self.run(*(arguments or ("-m", "dvc", "repro")), folder=folder, python=python)
         self.seconds[case].append(seconds)
         self.processor[case].append(processor)
         print(f"{case}: {seconds:.2f} s", file=sys.stderr)
@@ -243,11 +243,12 @@ def cases_table(bench: Bench) -> list[str]:
     """A row for each case: its median, spread and ratio to the notebook, and the stages that ran."""
     edits = [f"edit of {key}" for key in EDITS]
     rows = []
-    for case in [NOTEBOOK, NEW, AGAIN, *edits, NO_OP, FLOOR, FLOOR_NO_OP]:
-        times = bench.seconds[case]
+    for case in [NOTEBOOK, SKLEARN, TORCH, NEW, AGAIN, *edits, NO_OP, FLOOR, FLOOR_NO_OP]:
+        if not (times := bench.seconds[case]):
+            continue
         ratio = f"{bench.median(NOTEBOOK) / bench.median(case):.1f}"
         spread = f"{min(times):.2f}–{max(times):.2f}"
-        name = case if case.startswith(("floor", "the")) else f"dvc repro, {case}"
+        name = case if case.startswith(("floor", NOTEBOOK, SKLEARN, TORCH)) else f"dvc repro, {case}"
         processor = f"{statistics.median(bench.processor[case]):.2f}"
         rows.append([name, str(len(times)), f"{bench.median(case):.2f}", spread, processor, ratio, bench.ran[case]])
     return table(["", "runs", "seconds", "spread", "of a processor", "notebook / this", "stages that ran"], rows)
@@ -284,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure less often")
     parser.add_argument("--write", action="store_true", help="write bench/results.md too")
+    parser.add_argument("--torch", metavar="PYTHON", help="a Python that has torch, NumPy, Pillow and scikit-learn")
     arguments = parser.parse_args()
     notebooks, rounds, idle, probes = (1, 2, 2, 3) if arguments.quick else (3, 4, 3, 5)
     with tempfile.TemporaryDirectory() as folder:
@@ -291,6 +293,9 @@ def main() -> None:
         for i in range(rounds):
             print(f"round {i + 1} of {rounds}", file=sys.stderr)
             bench.round(idle)
+            bench.measure(SKLEARN, bench.clone, "-m", "bench.in_scikit_learn")
+            if arguments.torch:
+                bench.measure(TORCH, bench.clone, "-m", "bench.in_torch", python=arguments.torch)
             if i < notebooks:
                 bench.measure(NOTEBOOK, bench.clone, "-m", "bench.notebook")
         stages = bench.probe(probes)

@@ -46,7 +46,7 @@ def as_targets(labels: Array, outputs: int) -> Array:
 
 
 def optimizer(rates: Mapping[str, Any], schedule: str, steps: int) -> optax.GradientTransformation:
-    """Gradient descent by learning_rate and momentum, with l2 / 2 times the squared weights (not the bias) to lose."""
+    """Gradient descent with learning_rate, momentum and l2; l2 / 2 times the squared weights add to the loss."""
     rate = rates["learning_rate"]
     rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
     decay = optax.add_decayed_weights(rates["l2"], mask=Params(weights=True, bias=False))
@@ -105,7 +105,7 @@ def fit(
     accuracy, valid loss and valid accuracy, at first of the untrained model.
     """
     batches = len(train.images) // batch_size
-    parts = -(-batches * batch_size * math.prod(train.images.shape[1:]) // BLOCK)
+    parts = min(batches, -(-batches * batch_size * math.prod(train.images.shape[1:]) // BLOCK))
     take_steps = partial(descend, rates=rates, loss=loss, schedule=schedule, steps=epochs * batches)
     state = everywhere((params, optimizer(rates, schedule, epochs * batches).init(params)))
     history = []

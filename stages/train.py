@@ -40,9 +40,8 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 
     The notebook's experiment, with the weight of the pixel that is brightest on average.
     """
-    pixel = np.sum(
-        [pixel_sums(images, count) for images, _, count in devices.blocks(*train)], axis=0, dtype=np.int64
-    ).argmax()
+    sums = [pixel_sums(images, count) for images, _, count in devices.blocks(*train)]
+    pixel = np.array(sums, np.int64).sum(0).argmax()
     nudged = np.array(params.weights)
     nudged[pixel] *= np.float32(1.0001)
     result: dict[str, float] = {"pixel": int(pixel)}
@@ -68,13 +67,12 @@ def main() -> None:
     chosen = parameters.load(parameters.Train)
     tensors = load_tensors(whole=jax.process_count() == 1)
     train, valid = Split(*tensors[:2]), Split(*tensors[2:4])
-    if chosen.batch_size > (images := len(train.images)):
-        msg = f"train.batch_size: {chosen.batch_size} is more than the training images: allowed are 1 to {images}"
+    batch, images, count = chosen.batch_size, len(train.images), jax.device_count()
+    if batch > images:
+        msg = f"train.batch_size: {batch} is more than the training images: allowed are 1 to {images}"
         raise Refusal(msg)
-    if chosen.batch_size % (count := jax.device_count()):
-        msg = (
-            f"train.batch_size: {chosen.batch_size} cannot be divided among {count} devices: take a multiple of {count}"
-        )
+    if batch % count:
+        msg = f"train.batch_size: {batch} cannot be divided among {count} devices: take a multiple of {count}"
         raise Refusal(msg)
     params, history, experiment = learn(train, valid, len(tensors.classes), chosen)
     if not all(np.isfinite(array).all() for array in (*params, history)):

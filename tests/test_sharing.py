@@ -1,7 +1,6 @@
 """What one has built and pushed nobody builds again; a remote that fails costs time, never a result."""
 
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import commit, environment, run, stages_run, succeed
+from tests.conftest import commit, edit, environment, run, stages_run, succeed
 
 
 @pytest.fixture
@@ -75,26 +74,49 @@ def test_where_the_remote_cannot_be_reached_a_fresh_clone_builds(clone: Path, re
     assert (colleague / "dvc.lock").read_bytes() == (clone / "dvc.lock").read_bytes()
 
 
+def kill_after(seconds: float, folder: Path, *command: str) -> None:
+    """Start a command and kill it, if it has not ended by then."""
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(HOME=str(folder.parent)),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("remote")
 @pytest.mark.parametrize("seconds", [1.0, 1.3])
-def test_a_push_killed_in_the_middle_and_then_repeated_is_whole(clone: Path, seconds: float):
-    push = subprocess.Popen(
-        ["dvc", "push"],
-        cwd=clone,
-        env=environment(HOME=str(clone.parent)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        push.wait(seconds)
-    except subprocess.TimeoutExpired:
-        push.send_signal(signal.SIGKILL)
-        push.wait()
+def test_a_push_and_a_pull_killed_in_the_middle_and_then_repeated_are_whole(clone: Path, seconds: float):
+    kill_after(seconds, clone, "dvc", "push")
     succeed(clone, "dvc", "push")
     colleague = fresh_clone(clone)
+    kill_after(seconds, colleague, "dvc", "pull")
     succeed(colleague, "dvc", "pull")
     assert run(colleague, "dvc", "status", "--quiet").returncode == 0
+    for name in ("data/tensors.npz", "models/linear.npz", "metrics/report.html"):
+        assert (colleague / name).read_bytes() == (clone / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("remote")
+def test_with_the_run_cache_a_colleague_gets_what_is_in_no_commit(clone: Path):
+    """Another distance, tried and put back: its results are shared too."""
+    other = ("distance: l1", "distance: l2")
+    edit(clone / "params.yaml", *other)
+    succeed(clone, "dvc", "repro")
+    tried = (clone / "metrics/report.html").read_bytes()
+    succeed(clone, "git", "checkout", "--quiet", ".")
+    succeed(clone, "dvc", "checkout")
+    succeed(clone, "dvc", "push", "--run-cache")
+    colleague = fresh_clone(clone)
+    succeed(colleague, "dvc", "fetch", "--run-cache")
+    edit(colleague / "params.yaml", *other)
+    assert stages_run(succeed(colleague, "dvc", "repro", "--pull")) == []
+    assert (colleague / "metrics/report.html").read_bytes() == tried
 
 
 def test_a_damaged_object_in_the_remote_is_not_taken(clone: Path, remote: Path):
