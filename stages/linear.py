@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-BLOCK = 4096
+BLOCK = 2**22
 
 
 def by_blocks(function: Callable[[Floats], Floats], images: NDArray[np.uint8]) -> Floats:
     """What a function gives for images (N, H, W) of pixels in [0, 1], called for some at a time.
 
-    In float64 images take eight times the memory.
+    In float64 images take eight times the memory; here 2^22 pixels do at most, or a single image.
     """
-    return np.concatenate([function(images[i : i + BLOCK] / 255.0) for i in range(0, len(images), BLOCK)])
+    count = max(BLOCK // images[0].size, 1)
+    return np.concatenate([function(images[i : i + count] / 255.0) for i in range(0, len(images), count)])
 
 
 def raw_predictions(images: NDArray[np.uint8], weights: NDArray[np.float32], bias: NDArray[np.float32]) -> Floats:
