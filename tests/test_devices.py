@@ -148,7 +148,7 @@ def starts(launcher: str) -> bool:
     )
 
 
-@pytest.fixture(params=["mpirun -n 2 --oversubscribe", "srun -n 2 --kill-on-bad-exit"])
+@pytest.fixture(params=["mpirun -n 2 --bind-to none --oversubscribe", "srun -n 2 --kill-on-bad-exit"])
 def launched(request: pytest.FixtureRequest, clone: Path) -> Path:
     """A clone whose training an engine starts, in two processes."""
     if not starts(request.param):
