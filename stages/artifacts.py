@@ -107,7 +107,7 @@ def _mapped(archive: zipfile.ZipFile, name: str, whole: bool) -> NDArray[np.uint
         content = np.asarray(np.memmap(file, np.uint8, "r", start, (size,)))
         array = content[member.tell() :].reshape(shape)
     if whole and zlib.crc32(content) != info.CRC:  # type: ignore[arg-type]
-        msg = f"{name} has another checksum"
+        msg = f"Bad CRC-32 of {name}"
         raise ValueError(msg)
     return array
 
