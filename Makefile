@@ -23,8 +23,11 @@ test: .venv/tested  ## Run everything that can fail: lint, types and tests
 verify: .venv/installed  ## Rebuild this commit in a temporary clone and compare the bytes with dvc.lock
 	@$(BIN)/python -m tests.verify
 
-bench: .venv/tested  ## Time the pipeline against the notebook's cells
-	$(BIN)/python -m bench.pipeline
+bench: .venv/tested  ## Measure everything that bench/*.md says; TORCH=PYTHON, which has torch, adds PyTorch
+	$(BIN)/python -m dvc repro --quiet
+	for each in pipeline decode solvers; do \
+		$(BIN)/python -m bench.$$each --write $(if $(TORCH),--torch $(TORCH)) || exit 1; done
+	for each in scaling growth; do $(BIN)/python -m bench.$$each --write || exit 1; done
 
 lock: .venv/installed  ## Resolve pyproject.toml anew into requirements.txt and requirements-test.txt
 	$(BIN)/python -m uv pip compile $(COMPILE) pyproject.toml -o requirements.txt

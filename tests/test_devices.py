@@ -71,8 +71,11 @@ def job() -> int:
 def test_eight_devices_learn_what_one_learns(short, clone):
     with_devices(clone, 8)
     (clone / "models/linear.npz").unlink()
-    succeed(clone, "python", "-m", "stages.train")
+    (clone / "metrics/baseline.json").unlink()
+    for stage in ("baseline", "train"):
+        succeed(clone, "python", "-m", f"stages.{stage}")
     assert_same(short, clone)
+    assert (clone / "metrics/baseline.json").read_text() == (short / "metrics/baseline.json").read_text()
 
 
 def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(clone):
@@ -116,7 +119,10 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_without_output(clon
     (clone / "models/linear.npz").unlink()
     number = job()
     processes = [start(clone, rank, number) for rank in range(2)]
-    time.sleep(8)
+    for process in processes:
+        assert process.stdout
+        assert "is connected to 1 peer" in process.stdout.readline()
+    time.sleep(3)  # training now
     assert [process.poll() for process in processes] == [None, None]
     processes[victim].kill()
     _, errors = processes[1 - victim].communicate(timeout=30)
