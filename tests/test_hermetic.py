@@ -244,7 +244,7 @@ WAYS = [
     pytest.param(["repro"], [], id="repro"),
     pytest.param(["exp", "run"], [], id="experiment"),
     pytest.param(["exp", "run", "--temp"], [], id="in a copy"),
-    pytest.param(["exp", "run", "--queue"], ["exp", "run", "--run-all", "-j", "2"], id="queue", marks=pytest.mark.slow),
+    pytest.param(["exp", "run", "--queue"], ["exp", "run", "--run-all"], id="queue", marks=pytest.mark.slow),
 ]
 
 
