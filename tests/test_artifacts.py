@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,21 @@ def test_the_same_content_makes_the_same_bytes_at_another_time(monkeypatch):
     monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(2_000_000_000))
     artifacts.publish(OUTPUTS)
     assert contents() == before
+
+
+def test_an_npz_has_nothing_that_depends_on_the_version_of_python_or_on_the_system():
+    """Each header of the zip by its specification: version 2.0, no flags, stored, of 1980, no extra field."""
+    publish_tensors()
+    content = Path(artifacts.TENSORS).read_bytes()
+    with zipfile.ZipFile(artifacts.TENSORS) as archive:
+        entries = archive.infolist()
+    assert [entry.filename for entry in entries] == [f"{name}.npy" for name in TENSORS]
+    for entry in entries:
+        local = struct.unpack_from("<4s5H3I2H", content, entry.header_offset)
+        assert local[:6] == (b"PK\3\4", 20, 0, 0, 0, 0x21)
+        assert local[6:] == (entry.CRC, entry.file_size, entry.file_size, len(entry.filename), 0)
+        assert (entry.create_version, entry.create_system, entry.external_attr) == (20, 3, 0o600 << 16)
+        assert (entry.extra, entry.comment) == (b"", b"")
 
 
 def test_the_same_content_makes_the_same_bytes_in_another_environment(tmp_path):
