@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from bench.pipeline import ROOT, machine, table
+from bench.pipeline import ROOT
+from bench.tables import machine, show, table
 from stages import parameters, preprocess
 
 ARCHIVE = ROOT / "data/mnist_sample.tgz"
@@ -93,9 +94,7 @@ def main() -> None:
         cells.append([name, f"{median:.0f}", f"{min(values):.0f}–{max(values):.0f}", f"{median / base:.1f}"])
     lines = [f"Measured on {machine()}, by `python -m bench.decode`.", ""]
     lines += table(["", "images a second", "spread", "times the notebook"], cells)
-    print("\n".join(lines))
-    if arguments.write:
-        (ROOT / "bench/decode.md").write_text("\n".join(["# Decoding", "", *lines, ""]), "utf-8")
+    show("Decoding", lines, ROOT / "bench/decode.md" if arguments.write else None)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.pipeline import ROOT, Bench, machine, table
+from bench.pipeline import ROOT, Bench
+from bench.tables import machine, show, table
 from bench.ten_digits import png
 
 ARCHIVE = ROOT / "data/mnist_sample.tgz"
@@ -183,11 +184,10 @@ def main() -> None:
                 measured.append(measure(bench, case, Path(folder).resolve() / "grown.tar"))
     lines = [f"Measured on {machine()}, by `python -m bench.growth{' --quick' if arguments.quick else ''}`.", ""]
     lines += rows(measured)
-    print("\n".join(lines))
+    lines += ["", "![Time and memory over the size of the tensors](growth.png)"]
+    show("Growth", lines, ROOT / "bench/growth.md" if arguments.write else None)
     if arguments.write:
         draw(measured, ROOT / "bench/growth.png")
-        text = ["# Growth", "", *lines, "", "![Time and memory over the size of the tensors](growth.png)", ""]
-        (ROOT / "bench/growth.md").write_text("\n".join(text), "utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ puts what it prints into bench/results.md too. The time of a case is its median,
 import argparse
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -21,6 +20,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import yaml
+
+from bench.tables import machine, show, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results.md"
@@ -78,16 +79,6 @@ times["own modules"] -= times["work"]
 times["inside"] = time.perf_counter() - start
 print(json.dumps(times | {"events": hooked[0], "hook": hooked[1]}))
 """
-
-
-def machine() -> str:
-    """The processor's model and the number of its cores."""
-    if Path("/proc/cpuinfo").exists():
-        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    else:
-        answer = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        model = re.search("(.+)", answer.stdout)
-    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
 
 
 def link(source: str, target: str) -> None:
@@ -224,21 +215,6 @@ class Bench:
         return stages
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A table in Markdown, its columns aligned; all but the first and the last to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * (w - (0 < i < len(widths) - 1)) + ":" * (0 < i < len(widths) - 1) for i, w in enumerate(widths)]
-
-    def line(cells: list[str]) -> str:
-        last = len(cells) - 1
-        padded = [
-            c.rjust(w) if 0 < i < last else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    return [line(header), line(rule), *map(line, rows)]
-
-
 def cases_table(bench: Bench) -> list[str]:
     """A row for each case: its median, spread and ratio to the notebook, and the stages that ran."""
     edits = [f"edit of {key}" for key in EDITS]
@@ -315,9 +291,7 @@ def main() -> None:
         "",
         *guard_table(stages),
     ]
-    print("\n".join(lines))
-    if arguments.write:
-        RESULTS.write_text("\n".join(["# Results", "", *lines, ""]), "utf-8")
+    show("Results", lines, RESULTS if arguments.write else None)
 
 
 if __name__ == "__main__":

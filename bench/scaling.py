@@ -18,7 +18,9 @@ import subprocess
 import sys
 import time
 
-from bench.pipeline import ROOT, machine, table
+from bench.pipeline import ROOT
+from bench.tables import machine, show, table
+from stages import running
 
 CASES = [(64, 28), (1024, 28), (8192, 28), (64, 128), (1024, 128)]
 PROCESSES = [2, 8, 64]
@@ -66,7 +68,7 @@ def measure(count: int) -> list[float]:
     """Start processes as Slurm would, and return the seconds a step of each case."""
     processes = []
     for rank in range(count):
-        variables = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
+        variables = {**os.environ, **running.PINNED}
         if count > 1:
             variables |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
             variables |= {"SLURM_NTASKS": str(count), "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
@@ -101,9 +103,7 @@ def main() -> None:
         "",
         f"To add up the smallest gradient takes two processes {1000 * adding:.2f} ms.",
     ]
-    print("\n".join(lines))
-    if arguments.write:
-        (ROOT / "bench/scaling.md").write_text("\n".join(["# Scaling", "", *lines, ""]), "utf-8")
+    show("Scaling", lines, ROOT / "bench/scaling.md" if arguments.write else None)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
-from bench.pipeline import ROOT, machine, table
+from bench.pipeline import ROOT
+from bench.tables import machine, show, table
 from stages import artifacts, linear, metrics, parameters
 from stages.descent import Params, Split, fit
 from stages.train import CHOICES, RATES, init_params
@@ -33,20 +33,19 @@ REPEATS = 5
 ITERATIONS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 SLACK = 1.02
 SOLVERS = ["lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga"]
-# Prints the seconds of each run, and the log loss and accuracy of the last one.
+# Prints the seconds of each run, and the raw predictions of the validation images after the last one.
 TORCH = f"""
 import json, time, torch
 from bench.in_torch import read, train
 images, labels = map(torch.from_numpy, read("train"))
-valid, actual = map(torch.from_numpy, read("valid"))
+valid = torch.from_numpy(read("valid")[0])
 seconds = []
 for _ in range({REPEATS + 1}):
     start = time.perf_counter()
     model = train(images, 1.0 - labels.float())
     seconds.append(time.perf_counter() - start)
 with torch.no_grad():
-    raw, targets = model(valid)[:, 0], 1.0 - actual.float()
-print(json.dumps([seconds[1:], raw.tolist()]))
+    print(json.dumps([seconds[1:], model(valid)[:, 0].tolist()]))
 """
 
 
@@ -186,9 +185,7 @@ def main() -> None:
         f"four operations a pixel and an epoch, {4 * rate * pixels / flops:.1%} of the latter: at this size it is the",
         "steps that cost, one after the other, and not their arithmetic.",
     ]
-    print("\n".join(lines))
-    if arguments.write:
-        Path(ROOT / "bench/solvers.md").write_text("\n".join(["# Solvers", "", *lines, ""]), "utf-8")
+    show("Solvers", lines, ROOT / "bench/solvers.md" if arguments.write else None)
 
 
 if __name__ == "__main__":

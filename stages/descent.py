@@ -106,8 +106,9 @@ def fit(
     """
     batches = len(train.images) // batch_size
     parts = min(batches, -(-batches * batch_size * math.prod(train.images.shape[1:]) // BLOCK))
-    take_steps = partial(descend, rates=rates, loss=loss, schedule=schedule, steps=epochs * batches)
-    state = everywhere((params, optimizer(rates, schedule, epochs * batches).init(params)))
+    steps = epochs * batches
+    take_steps = partial(descend, rates=rates, loss=loss, schedule=schedule, steps=steps)
+    state = everywhere((params, optimizer(rates, schedule, steps).init(params)))
     history = []
     hidden = True if jax.process_index() else None  # None: unless on a terminal
     for epoch in trange(epochs + 1, desc="train", unit=" epochs", delay=1, disable=hidden):

@@ -11,10 +11,10 @@ from stages import archive, images, parameters
 from stages.artifacts import ARCHIVE, TENSORS, publish
 from stages.running import Refusal
 
-Place = tuple[int, int, str]
+Place = tuple[str, int, str]
 """Split, class and file name: an archive holds SPLIT/CLASS/NAME, with or without a root folder.
 
-Split and class are indices into data.splits and data.classes.
+The split is train or valid, whatever its folder is called; the class is an index into data.classes.
 """
 
 MAX_PIXELS = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
@@ -28,8 +28,8 @@ def place(member: str, data: parameters.Data) -> Place | None:
     if hidden or len(parts) not in (3, 4):
         return None
     split, label, name = parts[-3:]
-    splits = (data.splits.train, data.splits.valid)
-    return (splits.index(split), data.classes.index(label), name) if split in splits and label in data.classes else None
+    splits = {data.splits.train: "train", data.splits.valid: "valid"}
+    return (splits[split], data.classes.index(label), name) if split in splits and label in data.classes else None
 
 
 def read_images(path: str, data: parameters.Data) -> tuple[list[Place], NDArray[np.uint8]]:
@@ -68,8 +68,8 @@ def stack(
 
     Raises Refusal, naming the class, for one without images.
     """
-    number, folder = (0, data.splits.train) if split == "train" else (1, data.splits.valid)
-    order = [i for i, where in enumerate(places) if where[0] == number]
+    folder = getattr(data.splits, split)
+    order = [i for i, where in enumerate(places) if where[0] == split]
     order.sort(key=lambda i: (places[i][1], images.natural(places[i][2])))
     labels = np.array([places[i][1] for i in order], np.uint8)
     counts = np.bincount(labels, minlength=len(data.classes))

@@ -88,7 +88,7 @@ def names(content: bytes) -> set[str]:
 
 def path(place: preprocess.Place) -> str:
     split, label, name = place
-    return f"{('train', 'valid')[split]}/{DATA.classes[label]}/{name}"
+    return f"{split}/{DATA.classes[label]}/{name}"
 
 
 @pytest.mark.parametrize("root", ["", "./", "mnist_sample/", "./mnist_sample/", "größe/"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import commit, edit, environment, run, stages_run, succeed
+from tests.conftest import commit, copy, edit, environment, run, stages_run, succeed
 
 SAME = 1e-5
 ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -20,7 +20,7 @@ FEW = ("epochs: 20", "epochs: 2")
 @pytest.fixture(scope="module")
 def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built clone that trains for two epochs; not to be changed."""
-    folder = shutil.copytree(built, tmp_path_factory.mktemp("short") / "a clone", symlinks=True)
+    folder = copy(built, tmp_path_factory.mktemp("short") / "a clone")
     edit(folder / "params.yaml", *FEW)
     succeed(folder, "dvc", "repro", "train")
     commit(folder)
@@ -29,7 +29,7 @@ def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
-    yield shutil.copytree(short, tmp_path / "a clone", symlinks=True)
+    yield copy(short, tmp_path / "a clone")
     shutil.rmtree(tmp_path)
 
 
@@ -51,10 +51,10 @@ def with_devices(folder: Path, count: int) -> None:
     edit(folder / "stages/running.py", f'"{flag}"', f'"{flag} --xla_force_host_platform_device_count={count}"')
 
 
-def start(folder: Path, rank: int, job: int, count: int = 2) -> subprocess.Popen[str]:
-    """One of the processes of a job, as Slurm would start it."""
+def start(folder: Path, rank: int, job: int) -> subprocess.Popen[str]:
+    """One of the two processes of a job, as Slurm would start it."""
     slurm = {
-        "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count),
+        "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
         "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "HOME": str(folder.parent),
     }  # fmt: skip
     return subprocess.Popen(
@@ -89,7 +89,7 @@ def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(clone):
 def test_two_processes_learn_what_one_learns_and_one_writes(short, clone):
     """The second process works in a folder of its own, so that it is seen what it writes."""
     (clone / "models/linear.npz").unlink()
-    reader = shutil.copytree(clone, clone.parent / "reader", symlinks=True)
+    reader = copy(clone, clone.parent / "reader")
     number = job()
     processes = [start(clone, 0, number), start(reader, 1, number)]
     for process in processes:

@@ -31,14 +31,23 @@ def fresh_clone(clone: Path) -> Path:
     return colleague
 
 
+def assert_same_outputs(folder: Path, other: Path) -> None:
+    for name in ("data/tensors.npz", "models/linear.npz", "metrics/report.html"):
+        assert (other / name).read_bytes() == (folder / name).read_bytes()
+
+
+def assert_nothing_runs_after_a_push(clone: Path, **variables: str) -> None:
+    """In a fresh clone, which has the same outputs then."""
+    succeed(clone, "dvc", "push", **variables)
+    colleague = fresh_clone(clone)
+    assert stages_run(succeed(colleague, "dvc", "repro", "--pull", **variables)) == []
+    assert_same_outputs(clone, colleague)
+    assert succeed(colleague, "git", "status", "--porcelain") == ""
+
+
 @pytest.mark.usefixtures("remote")
 def test_after_a_push_a_fresh_clone_runs_nothing(clone: Path):
-    succeed(clone, "dvc", "push")
-    colleague = fresh_clone(clone)
-    assert stages_run(succeed(colleague, "dvc", "repro", "--pull")) == []
-    for name in ("data/tensors.npz", "models/linear.npz", "metrics/report.html"):
-        assert (colleague / name).read_bytes() == (clone / name).read_bytes()
-    assert succeed(colleague, "git", "status", "--porcelain") == ""
+    assert_nothing_runs_after_a_push(clone)
 
 
 def free_port() -> int:
@@ -68,10 +77,7 @@ def test_the_same_through_s3(clone: Path):
             succeed(clone, "dvc", "remote", "add", "--default", "store", "s3://bucket/digits")
             succeed(clone, "dvc", "remote", "modify", "store", "endpointurl", f"http://127.0.0.1:{port}")
             commit(clone, "share the cache")
-            succeed(clone, "dvc", "push", **keys)
-            colleague = fresh_clone(clone)
-            assert stages_run(succeed(colleague, "dvc", "repro", "--pull", **keys)) == []
-            assert (colleague / "models/linear.npz").read_bytes() == (clone / "models/linear.npz").read_bytes()
+            assert_nothing_runs_after_a_push(clone, **keys)
         finally:
             server.terminate()
 
@@ -100,10 +106,7 @@ def test_the_same_through_ssh(clone: Path, tmp_path: Path):
             succeed(clone, "dvc", "remote", "add", "--default", "store", remote)
             succeed(clone, "dvc", "remote", "modify", "store", "keyfile", str(tmp_path / "user"))
             commit(clone, "share the cache")
-            succeed(clone, "dvc", "push")
-            colleague = fresh_clone(clone)
-            assert stages_run(succeed(colleague, "dvc", "repro", "--pull")) == []
-            assert (colleague / "models/linear.npz").read_bytes() == (clone / "models/linear.npz").read_bytes()
+            assert_nothing_runs_after_a_push(clone)
         finally:
             server.terminate()
 
@@ -140,8 +143,7 @@ def test_a_push_and_a_pull_killed_in_the_middle_and_then_repeated_are_whole(clon
     kill_after(seconds, colleague, "dvc", "pull")
     succeed(colleague, "dvc", "pull")
     assert run(colleague, "dvc", "status", "--quiet").returncode == 0
-    for name in ("data/tensors.npz", "models/linear.npz", "metrics/report.html"):
-        assert (colleague / name).read_bytes() == (clone / name).read_bytes()
+    assert_same_outputs(clone, colleague)
 
 
 @pytest.mark.slow
