@@ -1,35 +1,36 @@
-# One command from a clone to a result. `make help` lists the others; the README has the same steps without make.
+# One command from a clone to a result. `make help` lists the others; the README has the
+# same steps without make.
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 BIN := .venv/bin
-# DVC starts `python` from PATH, so that has to be the environment's.
+# DVC runs `python` from PATH, so PATH begins with the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# With a remote, take from it what it has.
+# Where a remote is configured, pull what it has.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
 .PHONY: all test verify bench lock clean help
 
-all: .venv/installed  ## Set up .venv, run the stages that need it, and show the result
-	@$(if $(PULL),echo "Taking what the DVC remote has and building the rest.")
+all: .venv/installed  ## Set up .venv, run the stages that need it, show the result
+	@$(if $(PULL),echo "Pulling what the DVC remote has and building the rest.")
 	@$(BIN)/python -m dvc repro $(PULL)
-	@$(BIN)/python -m stages.summary
+	@$(BIN)/python -m tools.summary
 
-test: .venv/tested  ## Run everything that can fail: lint, types and tests
+test: .venv/tested  ## Run lint, types and tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n auto
 
-verify: .venv/installed  ## Rebuild this commit in a temporary clone and compare the bytes with dvc.lock
-	@$(BIN)/python -m tests.verify
+verify: .venv/installed  ## Rebuild this commit in a clone and compare the bytes with dvc.lock
+	@$(BIN)/python -m tools.verify
 
-bench: .venv/tested  ## Measure everything that bench/*.md says; TORCH=PYTHON, which has torch, adds PyTorch
+bench: .venv/tested  ## Repeat the timings in bench/*.md; TORCH=PYTHON adds PyTorch's
 	$(BIN)/python -m dvc repro --quiet
-	for each in pipeline decode solvers; do \
-		$(BIN)/python -m bench.$$each --write $(if $(TORCH),--torch $(TORCH)) || exit 1; done
-	for each in scaling growth; do $(BIN)/python -m bench.$$each --write || exit 1; done
+	for name in pipeline decode solvers; do \
+		$(BIN)/python -m bench.$$name --write $(if $(TORCH),--torch $(TORCH)) || exit 1; done
+	for name in scaling growth; do $(BIN)/python -m bench.$$name --write || exit 1; done
 
-lock: .venv/installed  ## Resolve pyproject.toml anew into requirements.txt and requirements-test.txt
+lock: .venv/installed  ## Resolve pyproject.toml again into requirements*.txt
 	$(BIN)/python -m uv pip compile $(COMPILE) pyproject.toml -o requirements.txt
 	$(BIN)/python -m uv pip compile $(COMPILE) -c requirements.txt --group test pyproject.toml -o requirements-test.txt
 COMPILE := --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \

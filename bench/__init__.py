@@ -1,1 +1,1 @@
-"""Measurements that anyone can rerun, each as `python -m bench.NAME`."""
+"""Benchmarks that anyone can rerun: `python -m bench.NAME`."""

@@ -1,6 +1,7 @@
-"""The lesson in NumPy and scikit-learn, without a pipeline, so that the pipeline has something to be compared with.
+"""The lesson in NumPy and scikit-learn, without a pipeline: something to compare with.
 
-Run it with `python -m bench.in_scikit_learn`: it reads the bundled archive and prints how good both models are.
+Run `python -m bench.in_scikit_learn`: it reads the bundled archive, and prints how good
+both models are.
 """
 
 import io
@@ -19,7 +20,7 @@ CLASSES = ["3", "7"]
 
 
 def read(split: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The images, as rows of pixels in [0, 1], and the labels of a split."""
+    """Return a split's images (N, P), pixels in [0, 1], and labels (N,)."""
     images, labels = [], []
     with tarfile.open(ARCHIVE) as tar:
         for member in tar:
@@ -32,19 +33,22 @@ def read(split: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return pixels / np.float32(255), np.array(labels, np.uint8)
 
 
-def distances(images: NDArray[np.float32], means: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean absolute difference of each image (N, P) from each mean (K, P): (N, K)."""
+def distances(
+    images: NDArray[np.float32], means: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the mean absolute difference of images (N, P) and means (K, P): (N, K)."""
     return np.stack([np.abs(images - mean).mean(1) for mean in means], 1)
 
 
 def main() -> None:
-    """Read, train and print."""
+    """Train both models, and print their metrics."""
     (images, labels), (valid, actual) = read("train"), read("valid")
     means = np.stack([images[labels == k].mean(0) for k in range(2)])
     print("baseline:", accuracy_score(actual, distances(valid, means).argmin(1)))
-    model = LogisticRegression(C=1 / (L2 * len(images)), max_iter=200).fit(images, labels)
-    probabilities = model.predict_proba(valid)
-    print("linear:", accuracy_score(actual, probabilities.argmax(1)), log_loss(actual, probabilities))
+    model = LogisticRegression(C=1 / (L2 * len(images)), max_iter=200)
+    probabilities = model.fit(images, labels).predict_proba(valid)
+    accuracy = accuracy_score(actual, probabilities.argmax(1))
+    print("linear:", accuracy, log_loss(actual, probabilities))
 
 
 if __name__ == "__main__":

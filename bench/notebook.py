@@ -1,8 +1,9 @@
-"""The lesson as its notebook has it, cell by cell, so that the pipeline has something to be compared with.
+"""The lesson as its notebook has it, cell by cell: something to compare with.
 
-Run it with `python -m bench.notebook`: it unpacks the bundled archive, prints the notebook's figures and takes
-about a minute on an idle machine. Most of that is `jnp.stack`, which compiles a program with an argument for each of
-six thousand images; `jnp.array(image)` for each of them takes a twentieth of it.
+Run `python -m bench.notebook`: it unpacks the bundled archive, prints the notebook's
+figures and takes about a minute on an idle machine. Most of that is `jnp.stack`, which
+compiles a program with one argument for each of six thousand images; converting them
+with `jnp.array` takes a twentieth of it.
 """
 
 import tarfile
@@ -18,31 +19,31 @@ ARCHIVE = Path(__file__).parent.parent / "data/mnist_sample.tgz"
 
 
 def open_images(folder: Path) -> Array:
-    """Every image of a folder, float32 (N, H, W) in [0, 1]."""
+    """Return all images of a folder, float32 (N, H, W) in [0, 1]."""
     tensors = [jnp.array(Image.open(path)) for path in sorted(folder.iterdir())]
     return jnp.stack(tensors).astype(jnp.float32) / 255
 
 
 def mnist_distance(a: Array, b: Array) -> Array:
-    """The mean absolute difference over the last two axes."""
+    """Return the mean absolute difference over the last two axes."""
     return jnp.abs(a - b).mean((-1, -2))
 
 
 def init_params(key: Array, pixels: int) -> tuple[Array, Array]:
-    """Normally distributed weights (pixels, 1) and bias (1,)."""
+    """Draw weights (pixels, 1) and bias (1,) from a normal distribution."""
     key, weights_key = random.split(key)
     key, bias_key = random.split(key)
     return random.normal(weights_key, (pixels, 1)), random.normal(bias_key, (1,))
 
 
 def linear1(inputs: Array, params: tuple[Array, Array]) -> Array:
-    """The linear model."""
+    """Apply the linear model."""
     weights, bias = params
     return inputs @ weights + bias
 
 
 def mnist_loss(predictions: Array, targets: Array) -> Array:
-    """The mean squared error."""
+    """Return the mean squared error."""
     return ((predictions - targets) ** 2).mean()
 
 
@@ -67,20 +68,28 @@ def main() -> None:
 
     # How many 3s and 7s the distances find, and how many claimed 3s are 3s.
     found_3, found_7 = is_3(valid_3).mean(), (~is_3(valid_7)).mean()
-    print(f"3s found: {found_3:.6f}, 7s found: {found_7:.6f}, mean: {(found_3 + found_7) / 2:.6f}")
-    print(f"precision of 3: {is_3(valid_3).sum() / (is_3(valid_3).sum() + is_3(valid_7).sum()):.6f}")
+    mean = (found_3 + found_7) / 2
+    print(f"3s found: {found_3:.6f}, 7s found: {found_7:.6f}, mean: {mean:.6f}")
+    true_3, false_3 = is_3(valid_3).sum(), is_3(valid_7).sum()
+    print(f"precision of 3: {true_3 / (true_3 + false_3):.6f}")
 
     # A linear model, before it has learned anything.
     inputs = jnp.concatenate([train_3, train_7]).reshape(-1, 28 * 28)
     targets = jnp.array([1] * len(train_3) + [0] * len(train_7))[:, None]
+
+    def score(predictions: Array) -> str:
+        accuracy = ((predictions > 0) == targets).mean()
+        loss = mnist_loss(predictions, targets)
+        return f"accuracy {accuracy:.7f}, loss {loss:.5f}"
+
     weights, bias = init_params(random.PRNGKey(42), 28 * 28)
     predictions = linear1(inputs, (weights, bias))
-    print(f"accuracy: {((predictions > 0) == targets).mean():.7f}, loss: {mnist_loss(predictions, targets):.5f}")
+    print("untrained:", score(predictions))
 
-    # Why accuracy is no loss: the brightest pixel's weight grows a little.
+    # Why accuracy is no loss: the weight of the brightest pixel grows a little.
     pixel = inputs.mean(0).argmax()
     nudged = linear1(inputs, (weights.at[pixel].multiply(1.0001), bias))
-    print(f"pixel {pixel}: {((nudged > 0) == targets).mean():.7f}, loss: {mnist_loss(nudged, targets):.5f}")
+    print(f"weight {pixel} nudged:", score(nudged))
 
     # The same loss with a sigmoid.
     print(f"with a sigmoid: {mnist_loss(jax.nn.sigmoid(predictions), targets):.6f}")

@@ -1,12 +1,14 @@
-"""How long other trainers take to the same log loss, and how close training comes to the machine's limits.
+"""Time other trainers to the same log loss, and compare training with the hardware.
 
-Run it with `python -m bench.solvers` where `dvc repro` has made data/tensors.npz; some five minutes. `--torch PYTHON`
-names a Python that has torch, NumPy, Pillow and scikit-learn, `--write` puts the tables into bench/solvers.md too.
+Run `python -m bench.solvers` after `dvc repro`: about five minutes. `--torch PYTHON`
+adds PyTorch, run by a Python that has torch, NumPy, Pillow and scikit-learn; `--write`
+also writes bench/solvers.md.
 
-Every trainer gets the pixels as it likes them, and the l2 of params.yaml. One that iterates gets more iterations until
-its log loss on the validation images is at most two per cent above that of the stage; the time is that of this run
-alone, the median of several. An epoch is one pass over the images: n_iter_ for scikit-learn's solvers, although
-some of them pass over them more than once an iteration.
+All get the pixels in the form they like, and the l2 of params.yaml. A scikit-learn
+solver gets more iterations until its log loss on the validation images is at most two
+per cent above the stage's; its time is the median of several runs with that many. An
+epoch is one pass over the images: n_iter_ of scikit-learn's solvers, although some of
+them pass over the images more than once per iteration.
 """
 
 import argparse
@@ -16,24 +18,26 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from bench.pipeline import ROOT
 from bench.tables import machine, show, table
-from stages import artifacts, linear, metrics, parameters
-from stages.descent import Params, Split, fit
-from stages.train import CHOICES, RATES, init_params
+from stages.model import linear, metrics
+from stages.plumbing import artifacts, parameters
+from stages.train import Params, fit, init_params
 
 REPEATS = 5
 ITERATIONS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 SLACK = 1.02
 SOLVERS = ["lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga"]
-# Prints the seconds of each run, and the raw predictions of the validation images after the last one.
+# Prints the seconds of each run, and the last one's logits of the validation images.
 TORCH = f"""
 import json, time, torch
 from bench.in_torch import read, train
@@ -49,35 +53,45 @@ with torch.no_grad():
 """
 
 
-class Row(NamedTuple):
-    """A trainer: seconds of each run, passes over the images, and raw predictions of the validation images."""
+class Result(NamedTuple):
+    """How long a trainer took, and what it learned."""
 
     name: str
     seconds: list[float]
+    """Of each run; none if it did not reach the goal."""
     epochs: int
-    raw: Any
+    logits: NDArray[np.floating]
+    """Of the validation images, (N,)."""
 
 
-def in_numpy(images: Any, labels: Any, chosen: parameters.Train) -> tuple[Any, float]:
-    """The same steps as the stage's, in NumPy: weights (P,) and bias, for images (N, P) in [0, 1]."""
-    batches = len(images) // chosen.batch_size
-    generator = np.random.default_rng(chosen.seed)
-    targets, steps, taken = np.float32(1) - labels, chosen.epochs * batches, 0
+def train_in_numpy(
+    images: NDArray[np.float32], labels: NDArray[np.uint8], config: parameters.Train
+) -> tuple[NDArray[np.float32], np.float32]:
+    """Run the stage's steps on images (N, P) in NumPy: weights (P,) and bias."""
+    batch_size, steps = config.batch_size, len(images) // config.batch_size
+    momentum, l2 = np.float32(config.momentum), np.float32(config.l2)
+    generator = np.random.default_rng(config.seed)
+    targets = np.float32(1) - labels
     weights, bias = np.zeros(images.shape[1], np.float32), np.float32(0)
-    speed, bias_speed = np.zeros_like(weights), np.float32(0)
-    for _ in range(chosen.epochs):
-        for batch in generator.permutation(len(images))[: batches * chosen.batch_size].reshape(batches, -1):
+    velocity, bias_velocity = np.zeros_like(weights), np.float32(0)
+    step = 0
+    for _ in range(config.epochs):
+        order = generator.permutation(len(images))[: steps * batch_size]
+        for batch in order.reshape(steps, batch_size):
             rows = images[batch]
-            slope = (1 / (1 + np.exp(-(rows @ weights + bias))) - targets[batch]) / np.float32(len(batch))
-            rate = np.float32(chosen.learning_rate * (1 + np.cos(np.pi * taken / steps)) / 2)
-            speed = np.float32(chosen.momentum) * speed + slope @ rows + np.float32(chosen.l2) * weights
-            bias_speed = np.float32(chosen.momentum) * bias_speed + slope.sum()
-            weights, bias, taken = weights - rate * speed, bias - rate * bias_speed, taken + 1
-    return weights, float(bias)
+            probability = 1 / (1 + np.exp(-(rows @ weights + bias)))
+            gradient = (probability - targets[batch]) / np.float32(batch_size)
+            decay = (1 + np.cos(np.pi * step / (config.epochs * steps))) / 2
+            rate = np.float32(config.learning_rate * decay)
+            velocity = momentum * velocity + gradient @ rows + l2 * weights
+            bias_velocity = momentum * bias_velocity + gradient.sum()
+            weights, bias = weights - rate * velocity, bias - rate * bias_velocity
+            step += 1
+    return weights, bias
 
 
 def timed(function: Callable[[], Any]) -> tuple[list[float], Any]:
-    """The seconds of each of several runs after a first one, and what the last one returned."""
+    """Warm up, then return the seconds of each run, and what the last one returned."""
     result, seconds = function(), []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -86,104 +100,134 @@ def timed(function: Callable[[], Any]) -> tuple[list[float], Any]:
     return seconds, result
 
 
-def log_loss(raw: Any, labels: Any) -> float:
-    """Of raw predictions (N,) that are logits of the first class."""
-    return metrics.log_loss(linear.probabilities(np.asarray(raw, np.float64)[:, None], "log_loss"), labels)
+def as_rows(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return images (N, H, W) as rows of pixels in [0, 1]: (N, P)."""
+    return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
 
 
-def limits() -> tuple[float, float]:
-    """What the machine can do: bytes a second that NumPy reads, and operations a second of a matrix product of JAX."""
+def log_loss(logits: Any, labels: NDArray[np.uint8]) -> float:
+    """Return the log loss of logits (N,) of the first class."""
+    column = np.asarray(logits, np.float64)[:, None]
+    return metrics.log_loss(linear.probabilities(column, "log_loss"), labels)
+
+
+def hardware_limits() -> tuple[float, float]:
+    """Return bytes per second that NumPy reads, and FLOP/s of JAX's matrix product."""
     block = np.zeros(2**28, np.uint8)
-    seconds, _ = timed(lambda: block.view(np.uint64).max())
+    read_seconds, _ = timed(lambda: block.view(np.uint64).max())
     matrix = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(jnp.matmul)
-    flop_seconds, _ = timed(lambda: product(matrix, matrix).block_until_ready())
-    return block.nbytes / min(seconds), 2 * 2048**3 / min(flop_seconds)
+    product_seconds, _ = timed(lambda: product(matrix, matrix).block_until_ready())
+    return block.nbytes / min(read_seconds), 2 * 2048**3 / min(product_seconds)
 
 
-def measure(torch: str | None) -> tuple[list[Row], Any, int]:
-    """A row for each trainer that comes to the log loss of the first one; labels to validate; images trained on."""
-    chosen = parameters.load(parameters.Train)
+def measure(torch: str | None) -> tuple[list[Result], artifacts.Tensors]:
+    """Time all trainers, the stage's own first; also return what they trained on."""
+    config = parameters.load(parameters.Train)
     tensors = artifacts.load_tensors()
-    train, valid = Split(*tensors[:2]), Split(*tensors[2:4])
-    rates, choices = ({name: getattr(chosen, name) for name in names} for names in (RATES, CHOICES))
-    key = jax.random.key(chosen.seed)
-    start = init_params(key, train.images[0].size, 1, chosen.init_std)
-    rows = []
+    train, valid, _ = tensors
+    key = jax.random.key(config.seed)
+    untrained = init_params(key, train.images[0].size, 1, config.init_std)
+    fit_key = jax.random.fold_in(key, 1)
 
-    def ours() -> Params:
-        return fit(start, train, valid, jax.random.fold_in(key, 1), rates, **choices)[0]
+    def fit_params() -> Params:
+        return fit(untrained, train, valid, fit_key, config)[0]
 
-    seconds, params = timed(ours)
-    raw = linear.raw_predictions(valid.images, params.weights, params.bias)[:, 0]
-    rows.append(Row("this: JAX, evaluated after each epoch", seconds, chosen.epochs, raw))
-    goal = SLACK * log_loss(raw, valid.labels)
+    seconds, params = timed(fit_params)
+    logits = linear.logits(valid.images, *params)[:, 0]
+    name = "this: JAX, evaluated after each epoch"
+    results = [Result(name, seconds, config.epochs, logits)]
+    goal = SLACK * log_loss(logits, valid.labels)
 
-    pixels, unseen = (s.images.reshape(len(s.images), -1) / np.float32(255) for s in (train, valid))
-    seconds, (weights, bias) = timed(lambda: in_numpy(pixels, train.labels, chosen))
-    rows.append(Row("NumPy, the same steps", seconds, chosen.epochs, unseen @ weights + bias))
+    pixels, valid_pixels = as_rows(train.images), as_rows(valid.images)
+    run_numpy = partial(train_in_numpy, pixels, train.labels, config)
+    seconds, (weights, bias) = timed(run_numpy)
+    logits = valid_pixels @ weights + bias
+    results.append(Result("NumPy, the same steps", seconds, config.epochs, logits))
 
     if torch:
-        done = subprocess.run([torch, "-c", TORCH], cwd=ROOT, capture_output=True, text=True, check=True)
-        seconds, raw = json.loads(done.stdout)
-        rows.append(Row("PyTorch, the same steps", seconds, chosen.epochs, raw))
+        done = subprocess.run(
+            [torch, "-c", TORCH], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        seconds, listed = json.loads(done.stdout)
+        logits = np.array(listed)
+        name = "PyTorch, the same steps"
+        results.append(Result(name, seconds, config.epochs, logits))
 
-    weight = 1 / (chosen.l2 * len(pixels))
-    makers: dict[str, Callable[[int], Any]] = {
-        f"scikit-learn, {solver}": lambda n, solver=solver: LogisticRegression(  # type: ignore[misc]
-            C=weight, solver=solver, max_iter=n, random_state=0
+    for name, make in scikit_learn_models(config.l2, len(pixels)).items():
+
+        def fit_model(iterations: int, make: Any = make) -> Any:
+            return make(max_iter=iterations).fit(pixels, train.labels)
+
+        for iterations in ITERATIONS:
+            logits = -fit_model(iterations).decision_function(valid_pixels)
+            if log_loss(logits, valid.labels) <= goal:
+                seconds, model = timed(partial(fit_model, iterations))
+                epochs = int(np.max(model.n_iter_))
+                results.append(Result(name, seconds, epochs, logits))
+                break
+        else:
+            results.append(Result(name, [], iterations, logits))
+    return results, tensors
+
+
+def scikit_learn_models(l2: float, images: int) -> dict[str, Callable[..., Any]]:
+    """Return what makes a model, given max_iter, by the name of the solver."""
+    models: dict[str, Callable[..., Any]] = {
+        f"scikit-learn, {solver}": partial(
+            LogisticRegression, C=1 / (l2 * images), solver=solver, random_state=0
         )
         for solver in SOLVERS
     }
-    makers["scikit-learn, SGDClassifier"] = lambda n: SGDClassifier(
-        loss="log_loss", alpha=chosen.l2, max_iter=n, tol=None, random_state=0, average=True
+    models["scikit-learn, SGDClassifier"] = partial(
+        SGDClassifier, loss="log_loss", alpha=l2, tol=None, random_state=0, average=True
     )
-    for name, make in makers.items():
-        for count in ITERATIONS:
-            model = make(count).fit(pixels, train.labels)
-            raw = -model.decision_function(unseen)
-            if log_loss(raw, valid.labels) <= goal:
-                seconds, model = timed(lambda make=make, count=count: make(count).fit(pixels, train.labels))  # type: ignore[misc]
-                rows.append(Row(name, seconds, int(np.max(model.n_iter_)), -model.decision_function(unseen)))
-                break
-        else:
-            rows.append(Row(name, [], count, raw))
-    return rows, valid.labels, len(pixels)
+    return models
 
 
 def main() -> None:
-    """Measure, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has torch")
-    parser.add_argument("--write", action="store_true", help="write bench/solvers.md too")
+    parser.add_argument(
+        "--write", action="store_true", help="also write bench/solvers.md"
+    )
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # scikit-learn says that it has not converged, which is meant
-    rows, labels, images = measure(arguments.torch)
-    ours = statistics.median(rows[0].seconds)
-    cells = []
-    for name, seconds, epochs, raw in rows:
-        right = f"{((np.asarray(raw) > 0) == (labels == 0)).mean():.4f}"
-        quality = [f"{log_loss(raw, labels):.4f}", right]
+    warnings.simplefilter("ignore")  # few iterations are meant not to converge
+    results, (train, valid, _) = measure(arguments.torch)
+    own = statistics.median(results[0].seconds)
+    rows = []
+    for name, seconds, epochs, logits in results:
+        accuracy = ((logits > 0) == (valid.labels == 0)).mean()
+        times = ["not reached", "", "", ""]
         if seconds:
             median = statistics.median(seconds)
             spread = f"{min(seconds):.2f}–{max(seconds):.2f}"
-            times = [f"{median:.2f}", spread, f"{median / ours:.1f}", f"{images * epochs / median / 1e6:.2f}"]
-        else:
-            times = ["not reached", "", "", ""]
-        cells.append([name, *times, str(epochs), *quality])
-    header = ["", "seconds", "spread", "times this", "million images × epochs a second", "epochs"]
-    bandwidth, flops = limits()
-    pixels = 28 * 28
-    rate = images * rows[0].epochs / ours
+            throughput = f"{len(train.images) * epochs / median / 1e6:.2f}"
+            times = [f"{median:.2f}", spread, f"{median / own:.1f}", throughput]
+        quality = [f"{log_loss(logits, valid.labels):.4f}", f"{accuracy:.4f}"]
+        rows.append([name, *times, str(epochs), *quality])
+    header = [
+        *("", "seconds", "spread", "times this", "million images × epochs per second"),
+        *("epochs", "log loss", "accuracy"),
+    ]
+    bandwidth, flops = hardware_limits()
+    pixels_per_second = train.images.size * results[0].epochs / own
     lines = [
         f"Measured on {machine()}, by `python -m bench.solvers`.",
         "",
-        *table([*header, "log loss", "accuracy"], cells),
+        *table(header, rows),
         "",
-        f"The machine reads {bandwidth / 1e9:.1f} GB/s from memory and multiplies at {flops / 1e9:.0f} GFLOP/s.",
-        f"Training has to read a byte a pixel and an epoch, {rate * pixels / bandwidth:.1%} of the former, and to take",
-        f"four operations a pixel and an epoch, {4 * rate * pixels / flops:.1%} of the latter: at this size it is the",
-        "steps that cost, one after the other, and not their arithmetic.",
+        f"This machine reads {bandwidth / 1e9:.1f} GB/s from memory and multiplies at "
+        f"{flops / 1e9:.0f} GFLOP/s.",
+        "In every epoch training reads one byte per pixel, "
+        f"{pixels_per_second / bandwidth:.1%} of the former,",
+        f"and takes four operations per pixel, {4 * pixels_per_second / flops:.1%} of "
+        "the latter: at this size the steps",
+        "cost time because they come one after the other, not because of their "
+        "arithmetic.",
     ]
     show("Solvers", lines, ROOT / "bench/solvers.md" if arguments.write else None)
 

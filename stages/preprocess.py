@@ -1,104 +1,131 @@
 """Read the images of the chosen classes out of the archive into one file of tensors."""
 
 import os
-from typing import Literal
+import re
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages import archive, images, parameters
-from stages.artifacts import ARCHIVE, TENSORS, publish
-from stages.running import Refusal
+from stages.images import archive
+from stages.images.decode import decode
+from stages.plumbing import artifacts, parameters
+from stages.plumbing.artifacts import Split
+from stages.plumbing.errors import UserError
 
-Place = tuple[str, int, str]
-"""Split, class and file name: an archive holds SPLIT/CLASS/NAME, with or without a root folder.
-
-The split is train or valid, whatever its folder is called; the class is an index into data.classes.
-"""
-
-MAX_PIXELS = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
-"""How many may be read: they are in memory twice while they are sorted, and need a third of it."""
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MAX_PIXELS = MEMORY // 3
+"""Sorting holds the images in memory twice; a third is left for the rest."""
 
 
-def place(member: str, data: parameters.Data) -> Place | None:
-    """The place of a member; None for one that is hidden or of no chosen split and class."""
+class Example(NamedTuple):
+    """Where a member of the archive belongs: [ROOT/]SPLIT/CLASS/NAME."""
+
+    split: str
+    """train or valid, whatever its folder is called."""
+    label: int
+    """An index into data.classes."""
+    name: str
+
+
+def find_example(member: str, data: parameters.Data) -> Example | None:
+    """Return where a member belongs; None if it is hidden or of no chosen class."""
     parts = member.removeprefix("./").split("/")
     hidden = any(part.startswith(".") or part in ("", "__MACOSX") for part in parts)
     if hidden or len(parts) not in (3, 4):
         return None
-    split, label, name = parts[-3:]
+    folder, label, name = parts[-3:]
     splits = {data.splits.train: "train", data.splits.valid: "valid"}
-    return (splits[split], data.classes.index(label), name) if split in splits and label in data.classes else None
+    if folder not in splits or label not in data.classes:
+        return None
+    return Example(splits[folder], data.classes.index(label), name)
 
 
-def read_images(path: str, data: parameters.Data) -> tuple[list[Place], NDArray[np.uint8]]:
-    """The places and the pixels (N, H, W) of all images of the chosen splits and classes, as the archive has them.
+def read_images(
+    path: str, data: parameters.Data
+) -> tuple[list[Example], NDArray[np.uint8]]:
+    """Read all images of the chosen splits and classes, in the archive's order.
 
-    Raises Refusal, naming the member, for an image that cannot be used, that differs in size from the first
-    one, or whose place is taken, and for more images than fit into memory.
+    Returns where they belong, and their pixels (N, H, W). Raises UserError, naming the
+    member, for an image that cannot be used, that differs in size from the first one
+    or that the archive holds twice, and for more images than fit into memory.
     """
-    places: dict[Place, None] = {}
+    examples: dict[Example, None] = {}
     pixels = bytearray()
-    first: tuple[str, tuple[int, ...]] | None = None
-    members = archive.files(path, lambda member: place(member, data))
-    for member, where, content in tqdm(members, "preprocess", unit=" images", delay=1, disable=None):
-        image = images.decode(content, member, data.size, grayscale=data.grayscale)
-        first = first or (member, image.shape)
-        if image.shape != first[1]:
-            sizes = [" x ".join(map(str, shape)) for shape in (image.shape, first[1])]
-            msg = f"{member}: its size is {sizes[0]}, but {first[0]} has {sizes[1]}: set data.size to resize all"
-            raise Refusal(msg)
-        if where in places:
-            msg = f"{member}: the archive holds {'/'.join(member.split('/')[-3:])} twice: leave one out"
-            raise Refusal(msg)
-        places[where] = None
+    first, first_shape = "", (0, 0)
+    members = archive.read(path, lambda member: find_example(member, data))
+    progress = tqdm(members, "preprocess", unit=" images", delay=1, disable=None)
+    for member, example, content in progress:
+        image = decode(content, member, data.size, grayscale=data.grayscale)
+        if not first:
+            first, first_shape = member, image.shape
+        if image.shape != first_shape:
+            size, first_size = (f"{h} x {w}" for h, w in (image.shape, first_shape))
+            raise UserError(
+                f"{member}: its size is {size}, but {first} has {first_size}: "
+                "set data.size to resize all"
+            )
+        if example in examples:
+            name = "/".join(member.split("/")[-3:])
+            raise UserError(f"{member}: the archive holds {name} twice: leave one out")
+        examples[example] = None
         pixels += image.tobytes()
         if len(pixels) > MAX_PIXELS:
-            msg = f"{member}: the images make {len(pixels) >> 20} MiB, more than a third of the memory: "
-            raise Refusal(msg + "take fewer classes (data.classes) or smaller images (data.size)")
-    shape = (len(places), *(first[1] if first else (0, 0)))
-    return list(places), np.frombuffer(pixels, np.uint8).reshape(shape)
+            raise UserError(
+                f"{member}: the images make {len(pixels) >> 20} MiB, more than a third "
+                "of the memory: take fewer classes (data.classes) or smaller images "
+                "(data.size)"
+            )
+    images = np.frombuffer(pixels, np.uint8).reshape(len(examples), *first_shape)
+    return list(examples), images
 
 
-def stack(
-    places: list[Place], pixels: NDArray[np.uint8], split: Literal["train", "valid"], data: parameters.Data
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (N, H, W) and labels (N,) of a split, sorted by class and then by name in natural order.
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Return a sort key that puts 2.png before 10.png: digits compare as numbers."""
+    runs = re.split(r"([0-9]+)", name)
+    numbers = [run.lstrip("0") if i % 2 else run for i, run in enumerate(runs)]
+    keys = [(len(run) if i % 2 else 0, run) for i, run in enumerate(numbers)]
+    return keys, name
 
-    Raises Refusal, naming the class, for one without images.
+
+def sort_split(
+    split: str,
+    examples: list[Example],
+    images: NDArray[np.uint8],
+    data: parameters.Data,
+) -> Split:
+    """Select the images of a split, sorted by class and then by name.
+
+    Raises UserError, naming the class, for one without images.
     """
     folder = getattr(data.splits, split)
-    order = [i for i, where in enumerate(places) if where[0] == split]
-    order.sort(key=lambda i: (places[i][1], images.natural(places[i][2])))
-    labels = np.array([places[i][1] for i in order], np.uint8)
+    rows = [i for i, example in enumerate(examples) if example.split == split]
+    rows.sort(key=lambda i: (examples[i].label, natural_order(examples[i].name)))
+    labels = np.array([examples[i].label for i in rows], np.uint8)
     counts = np.bincount(labels, minlength=len(data.classes))
     for name, count in zip(data.classes, counts, strict=True):
         if not count:
-            msg = f"class {name!r} has no images in {folder}: look at data.classes and data.splits"
-            raise Refusal(msg)
-    print(f"{folder}: " + ", ".join(f"{n} of {name}" for n, name in zip(counts, data.classes, strict=True)))
-    return pixels[order], labels
+            raise UserError(
+                f"class {name!r} has no images in {folder}: "
+                "look at data.classes and data.splits"
+            )
+    named = zip(counts, data.classes, strict=True)
+    print(f"{folder}: " + ", ".join(f"{count} of {name}" for count, name in named))
+    return Split(images[rows], labels)
 
 
 def main() -> None:
     """Write data/tensors.npz from data/archive."""
     data = parameters.load(parameters.Data)
-    places, pixels = read_images(ARCHIVE, data)
-    train_images, train_labels = stack(places, pixels, "train", data)
-    valid_images, valid_labels = stack(places, pixels, "valid", data)
-    publish(
-        {
-            TENSORS: {
-                "train_images": train_images,
-                "train_labels": train_labels,
-                "valid_images": valid_images,
-                "valid_labels": valid_labels,
-                "classes": np.array(data.classes),
-            }
-        }
-    )
-
-
-if __name__ == "__main__":
-    main()
+    examples, images = read_images(artifacts.ARCHIVE, data)
+    train = sort_split("train", examples, images, data)
+    valid = sort_split("valid", examples, images, data)
+    tensors = {
+        "train_images": train.images,
+        "train_labels": train.labels,
+        "valid_images": valid.images,
+        "valid_labels": valid.labels,
+        "classes": np.array(data.classes),
+    }
+    artifacts.publish({artifacts.TENSORS: tensors})

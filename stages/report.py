@@ -1,85 +1,203 @@
-"""Measure the linear model, and show what both models are, how good they are and where they fail."""
+"""Measure the linear model, compare it with the baseline, and show where both fail."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import artifacts, linear, metrics, page, parameters, pictures
+from stages.model import linear, metrics
+from stages.page import pictures
+from stages.page.charts import Curves
+from stages.page.render import Predictions, Results, render
+from stages.plumbing import artifacts, parameters, runtime
 
 SECTIONS: list[type[parameters.Section]] = [
-    parameters.Download, parameters.Data, parameters.Baseline, parameters.Train, parameters.Report,
-]  # fmt: skip
+    parameters.Download,
+    parameters.Data,
+    parameters.Baseline,
+    parameters.Train,
+    parameters.Report,
+]
+INPUTS = [
+    artifacts.TENSORS,
+    artifacts.BASELINE,
+    artifacts.LINEAR,
+    artifacts.BASELINE_METRICS,
+    artifacts.HISTORY,
+    artifacts.SENSITIVITY,
+    runtime.LOCK,
+]
+"""The files whose digests the page shows."""
 
 
 def distances(
     images: NDArray[np.uint8], means: NDArray[np.float32], distance: Literal["l1", "l2"]
 ) -> NDArray[np.float64]:
-    """The baseline's distances of images (N, H, W) to means (K, H, W), as stages/baseline.py has them: (N, K)."""
+    """Measure the distance of images (N, H, W) to means (K, H, W): (N, K).
 
-    def to_means(block: linear.Floats) -> linear.Floats:
+    As stages/baseline.py does, but in float64.
+    """
+
+    def apply(block: linear.Floats) -> linear.Floats:
         differences = (block - mean for mean in means)
         if distance == "l1":
-            return np.stack([np.abs(each).mean((1, 2)) for each in differences], 1)
-        return np.sqrt(np.stack([(each**2).mean((1, 2)) for each in differences], 1))
+            return np.stack([np.abs(d).mean((1, 2)) for d in differences], 1)
+        return np.sqrt(np.stack([(d**2).mean((1, 2)) for d in differences], 1))
 
-    return linear.by_blocks(to_means, images)
+    return linear.in_blocks(apply, images)
 
 
-def prediction_rows(actual: NDArray, predicted: NDArray, scores: NDArray, classes: list[str]) -> list[dict[str, Any]]:
-    """A row for each validation image: its index in the tensors, its class, the predicted one and its probability."""
+def predict_baseline(
+    images: NDArray[np.uint8], means: NDArray[np.float32], distance: Literal["l1", "l2"]
+) -> Predictions:
+    """Predict the class whose mean (K, H, W) is nearest to each image (N, H, W)."""
+    to_means = distances(images, means, distance)
+    return Predictions(to_means.argmin(1), to_means, to_means[:, 1] - to_means[:, 0])
+
+
+def predict_linear(
+    images: NDArray[np.uint8],
+    weights: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    loss: str,
+) -> Predictions:
+    """Predict with weights (H·W, C) and bias (C,) that were trained on `loss`."""
+    logits = linear.logits(images, weights, bias)
+    return Predictions(
+        linear.predicted_labels(logits, loss),
+        linear.probabilities(logits, loss),
+        logits[:, 0],
+    )
+
+
+def prediction_rows(
+    actual: NDArray, predicted: NDArray, scores: NDArray, classes: list[str]
+) -> list[dict[str, Any]]:
+    """Return one row per validation image: index, both classes, probability (N,)."""
     return [
-        {"split": "valid", "index": i, "actual": classes[a], "predicted": classes[p], "score": s}
-        for i, (a, p, s) in enumerate(zip(actual, predicted, scores, strict=True))
+        {
+            "split": "valid",
+            "index": i,
+            "actual": classes[a],
+            "predicted": classes[p],
+            "score": score,
+        }
+        for i, (a, p, score) in enumerate(zip(actual, predicted, scores, strict=True))
     ]
 
 
-def most_confident_mistakes(actual: NDArray, predicted: NDArray, scores: NDArray, count: int) -> NDArray[np.intp]:
-    """The indices of at most `count` wrong predictions, the most confident first."""
+def most_confident_mistakes(
+    actual: NDArray, predicted: NDArray, scores: NDArray, count: int
+) -> NDArray[np.intp]:
+    """Return the indices of at most `count` mistakes, the most confident first."""
     wrong = np.flatnonzero(actual != predicted)
     return wrong[np.argsort(-scores[wrong], kind="stable")][:count]
 
 
-def main() -> None:
-    """Write the linear model's metrics and predictions, the pictures and report.html."""
-    chosen: dict[str, Any] = {section.__name__.lower(): parameters.load(section) for section in SECTIONS}
-    tensors = artifacts.load_tensors()
-    images, actual, classes = tensors.valid_images, tensors.valid_labels, tensors.classes.tolist()
-    pair = len(classes) == 2
-    means = artifacts.load_arrays(artifacts.BASELINE, {"means": "float32"})["means"]
-    model = artifacts.load_arrays(artifacts.LINEAR, {"weights": "float32", "bias": "float32"})
-    history = artifacts.load_csv(artifacts.HISTORY)
-
-    far = distances(images, means, chosen["baseline"].distance)
-    raw = linear.raw_predictions(images, **model)
-    probabilities = linear.probabilities(raw, chosen["train"].loss)
-    answers = {
-        "baseline": page.Answers(far.argmin(1), far, far[:, 1] - far[:, 0]),
-        "linear": page.Answers(linear.predicted_classes(raw, chosen["train"].loss), probabilities, raw[:, 0]),
-    }
-    predicted = answers["linear"].predicted
-    scores = probabilities[np.arange(len(actual)), predicted]
-    rows = prediction_rows(actual, predicted, scores, classes)
-    mistakes = most_confident_mistakes(actual, predicted, scores, chosen["report"].mistakes)
-    measures = metrics.measures(actual, predicted, classes, raw[:, 0] if pair else None, probabilities)
-    weights = model["weights"].T.reshape(-1, *means.shape[1:])
-    captions = [f"{i}: {rows[i]['actual']} taken for {rows[i]['predicted']}" for i in mistakes]
-    artifacts.publish(
-        {
-            artifacts.LINEAR_METRICS: measures,
-            artifacts.PREDICTIONS: rows,
-            "metrics/means.png": pictures.gallery(means, [f"mean {name}" for name in classes], 5),
-            "metrics/weights.png": pictures.gallery(
-                weights, [f"weights of {name}" for name in classes], 5, diverging=True
-            ),
-            "metrics/mistakes.png": pictures.gallery(images[mistakes] / 255, captions, 8),
-            "metrics/history.png": pictures.history(history),
-            artifacts.REPORT: page.render(
-                chosen, tensors, means, model, history, answers, measures, [rows[i] for i in mistakes]
-            ),
-        }
+def pair_curves(actual: NDArray, predictions: Mapping[str, Predictions]) -> Curves:
+    """Compute the ROC curve of each model, and the calibration of the linear one."""
+    positive = actual == 0
+    probability, hits, totals = metrics.calibration(
+        predictions["linear"].scores[:, 0], positive
+    )
+    intervals = [
+        metrics.wilson(int(hit), int(total))
+        for hit, total in zip(hits, totals, strict=True)
+    ]
+    return Curves(
+        {name: metrics.roc(p.ranking, positive) for name, p in predictions.items()},
+        np.column_stack([probability, hits / totals, intervals]),
     )
 
 
-if __name__ == "__main__":
-    main()
+def digest(path: str) -> str:
+    """Return the MD5 of a file, as dvc.lock has it."""
+    with open(path, "rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return md5.hexdigest()
+
+
+def galleries(results: Results) -> dict[str, bytes]:
+    """Draw the pictures for `dvc plots`, by path."""
+    classes, rows = results.classes, results.mistakes
+    means = pictures.grayscale(results.means)
+    weights = pictures.diverging(results.weights)
+    wrong = pictures.grayscale(results.valid.images[[row["index"] for row in rows]])
+    pair = len(weights) == 1
+    outputs = [f"{classes[0]} red, {classes[1]} blue"] if pair else classes
+    mistakes = [
+        f"{r['index']}: {r['actual']} predicted as {r['predicted']}" for r in rows
+    ]
+    return {
+        "metrics/means.png": pictures.gallery(
+            means, [f"mean: {name}" for name in classes], columns=5
+        ),
+        "metrics/weights.png": pictures.gallery(
+            weights, [f"weights: {name}" for name in outputs], columns=5
+        ),
+        "metrics/mistakes.png": pictures.gallery(wrong, mistakes, columns=8),
+    }
+
+
+def main() -> None:
+    """Write the linear model's metrics and predictions, the galleries and the page."""
+    params: dict[str, Any] = {
+        section.__name__.lower(): parameters.load(section) for section in SECTIONS
+    }
+    _, valid, classes = artifacts.load_tensors()
+    means = artifacts.load_arrays(artifacts.BASELINE, {"means": "float32"})["means"]
+    model = artifacts.load_arrays(
+        artifacts.LINEAR, {"weights": "float32", "bias": "float32"}
+    )
+
+    actual = valid.labels
+    pair = len(classes) == 2  # of classes, which alone has ROC curves
+    predictions = {
+        "baseline": predict_baseline(valid.images, means, params["baseline"].distance),
+        "linear": predict_linear(valid.images, **model, loss=params["train"].loss),
+    }
+    predicted, probabilities, ranking = predictions["linear"]
+    confidence = probabilities[np.arange(len(actual)), predicted]
+    rows = prediction_rows(actual, predicted, confidence, classes)
+    mistakes = most_confident_mistakes(
+        actual, predicted, confidence, params["report"].mistakes
+    )
+    measured = metrics.classification_metrics(
+        actual, predicted, classes, ranking if pair else None, probabilities
+    )
+    results = Results(
+        params=params,
+        digests={path: digest(path) for path in INPUTS},
+        classes=classes,
+        valid=valid,
+        means=means,
+        weights=model["weights"].T.reshape(-1, *means.shape[1:]),
+        bias=model["bias"],
+        predictions=predictions,
+        metrics={
+            "baseline": artifacts.load_json(artifacts.BASELINE_METRICS),
+            "linear": measured,
+        },
+        confusion={
+            name: metrics.confusion_matrix(actual, p.labels, len(classes))
+            for name, p in predictions.items()
+        },
+        mcnemar=metrics.mcnemar(
+            predicted == actual, predictions["baseline"].labels == actual
+        ),
+        curves=pair_curves(actual, predictions) if pair else None,
+        history=artifacts.load_csv(artifacts.HISTORY),
+        sensitivity=artifacts.load_json(artifacts.SENSITIVITY),
+        mistakes=[rows[i] for i in mistakes],
+    )
+
+    artifacts.publish(
+        {
+            artifacts.LINEAR_METRICS: measured,
+            artifacts.PREDICTIONS: rows,
+            **galleries(results),
+            artifacts.REPORT: render(results),
+        }
+    )

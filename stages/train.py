@@ -1,88 +1,200 @@
-"""Learn a linear model by stochastic gradient descent: a weight for each pixel, and a bias."""
+"""Train a linear model by stochastic gradient descent: one weight per pixel, a bias."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from numpy.typing import NDArray
+from tqdm import trange
 
-from stages import devices, parameters
-from stages.artifacts import HISTORY, LINEAR, SENSITIVITY, load_tensors, publish
-from stages.descent import Params, Split, evaluate, fit
-from stages.running import Refusal
+from stages.model import devices, linear
+from stages.plumbing import artifacts, parameters
+from stages.plumbing.artifacts import Split
+from stages.plumbing.errors import UserError
 
-RATES = ("learning_rate", "momentum", "l2")
-CHOICES = ("loss", "schedule", "batch_size", "epochs")
-"""Another choice is another program to compile; another rate runs the same one."""
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
+
+
+class Params(NamedTuple):
+    """The model, float32; C is 1 for a pair of classes, else the number of classes."""
+
+    weights: Any  # (H·W, C)
+    bias: Any  # (C,)
+
+
+class Hyperparams(NamedTuple):
+    """Numbers that are traced, so that jax.vmap can train many settings at once."""
+
+    learning_rate: Any
+    momentum: Any
+    l2: Any
+
+
+State = tuple[Params, Any]  # the params, and the optimizer's opt_state
 
 
 @partial(jax.jit, static_argnames=("pixels", "outputs"))
 def init_params(key: Array, pixels: int, outputs: int, std: float) -> Params:
-    """Normally distributed weights and bias, each with a new key, split off as in the notebook."""
+    """Draw weights and bias from a normal distribution, as the notebook does."""
     key, weights_key = jax.random.split(key)
     key, bias_key = jax.random.split(key)
-    return Params(
-        std * jax.random.normal(weights_key, (pixels, outputs)), std * jax.random.normal(bias_key, (outputs,))
-    )
+    weights = std * jax.random.normal(weights_key, (pixels, outputs))
+    return Params(weights, std * jax.random.normal(bias_key, (outputs,)))
 
 
-@jax.jit
-def pixel_sums(images: Array, count: int) -> Array:
-    """The sum of each pixel (H·W,) over the first `count` images (N, H, W)."""
-    chosen = jnp.where(jnp.arange(len(images))[:, None] < count, images.reshape(len(images), -1), 0)
-    return devices.alike(chosen.astype(jnp.int32).sum(0))
+def predict(params: Params, images: Array) -> Array:
+    """Return the logits (N, C) of images, uint8 (N, H, W)."""
+    return images.reshape(len(images), -1) / 255 @ params.weights + params.bias
+
+
+# Losses on logits and one-hot targets (N, C): one value per image, (N,). All but
+# log_loss treat more than two classes as one versus rest.
+
+
+def squared_error(logits: Array, targets: Array) -> Array:
+    """The notebook's first loss: the squared difference of prediction and target."""
+    return optax.squared_error(logits, targets).mean(1)
+
+
+def brier(logits: Array, targets: Array) -> Array:
+    """The notebook's last loss: squared error after a sigmoid (Brier 1950)."""
+    return optax.squared_error(jax.nn.sigmoid(logits), targets).mean(1)
+
+
+def absolute(logits: Array, targets: Array) -> Array:
+    """The book's loss: the absolute difference of probability and target."""
+    return jnp.abs(jax.nn.sigmoid(logits) - targets).mean(1)
+
+
+def log_loss(logits: Array, targets: Array) -> Array:
+    """Cross-entropy of a sigmoid for a pair of classes, of a softmax for more."""
+    if logits.shape[1] == 1:
+        return optax.sigmoid_binary_cross_entropy(logits, targets)[:, 0]
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
+
+
+def sgd(hyperparams: Hyperparams, schedule: str, steps: int) -> Any:
+    """Build the optimizer; l2 / 2 times the squared weights add to the loss."""
+    rate, momentum, l2 = hyperparams
+    rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
+    mask = Params(weights=True, bias=False)
+    return optax.chain(optax.add_decayed_weights(l2, mask), optax.sgd(rate, momentum))
+
+
+@partial(jax.jit, static_argnames=("config", "steps"))
+def train_steps(
+    state: State, images: Array, labels: Array, hyperparams: Hyperparams,
+    *, config: parameters.Train, steps: int,
+) -> tuple[State, Array]:  # fmt: skip
+    """Run one SGD step per batch of images (S, B, H, W) and labels (S, B).
+
+    `steps` is the total, for the schedule. Also returns the loss of each batch, (S,).
+    """
+    optimizer = sgd(hyperparams, config.schedule, steps)
+
+    def loss_fn(params: Params, images: Array, labels: Array) -> Array:
+        targets = jax.nn.one_hot(labels, len(params.bias))
+        return LOSSES[config.loss](predict(params, images), targets).mean()
+
+    def train_step(state: State, batch: tuple[Array, Array]) -> tuple[State, Array]:
+        params, opt_state = state
+        loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    return devices.replicate(jax.lax.scan(train_step, state, (images, labels)))
+
+
+@partial(jax.jit, static_argnames="loss")
+def eval_step(params: Params, images: Array, labels: Array, n: int, loss: str) -> Array:
+    """Sum the losses and the correct predictions of the first `n` images: (2,)."""
+    logits, targets = predict(params, images), jax.nn.one_hot(labels, len(params.bias))
+    correct = linear.predicted_labels(logits, loss) == labels
+    rows = jnp.stack([LOSSES[loss](logits, targets), correct])
+    return devices.replicate(jnp.where(jnp.arange(len(images)) < n, rows, 0).sum(1))
+
+
+def evaluate(params: Params, split: Split, loss: str) -> NDArray[np.float64]:
+    """Return the mean loss and the accuracy on a split: (2,)."""
+    params = devices.replicate(params)
+    sums = [eval_step(params, *block, loss=loss) for block in devices.blocks(split)]
+    return np.array(sums, np.float64).sum(0) / len(split.images)
+
+
+def fit(
+    params: Params, train: Split, valid: Split, key: Array, config: parameters.Train
+) -> tuple[Params, NDArray[np.float64]]:
+    """Train in shuffled minibatches, of which an incomplete last one is left out.
+
+    Returns the params, and a history (epochs + 1, 4) that begins with the untrained
+    model: train loss, train accuracy, valid loss, valid accuracy.
+    """
+    count, epochs, size = len(train.images), config.epochs, config.batch_size
+    steps = count // size  # in an epoch
+    hyperparams = Hyperparams(config.learning_rate, config.momentum, config.l2)
+    run_steps = partial(train_steps, config=config, steps=epochs * steps)
+    opt_state = sgd(hyperparams, config.schedule, epochs * steps).init(params)
+    state = devices.replicate((params, opt_state))
+    keys, history = jax.random.split(key, epochs), []
+    hide = jax.process_index() > 0 or None  # None: show on a terminal only
+    for epoch in trange(epochs + 1, desc="train", unit="epoch", delay=1, disable=hide):
+        if epoch:
+            order = np.asarray(jax.random.permutation(keys[epoch - 1], count))
+            order = order[: steps * size].reshape(steps, size)
+            for images, labels in devices.batches(train, order):
+                state, losses = run_steps(state, images, labels, hyperparams)
+                losses.block_until_ready()  # or the next batches would fill the memory
+        scores = [evaluate(state[0], split, config.loss) for split in (train, valid)]
+        history.append(np.concatenate(scores))
+    return Params(*map(np.asarray, state[0])), np.stack(history)
 
 
 def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
-    """Why accuracy is no loss: both of them before and after one weight grows by a ten-thousandth.
-
-    The notebook's experiment, with the weight of the pixel that is brightest on average.
-    """
-    sums = [pixel_sums(images, count) for images, _, count in devices.blocks(*train)]
-    pixel = np.array(sums, np.int64).sum(0).argmax()
+    """Nudge the brightest pixel's weight by 0.01 %: accuracy stays, the loss moves."""
+    pixel = train.images.sum(0, dtype=np.int64).argmax()
     nudged = np.array(params.weights)
     nudged[pixel] *= np.float32(1.0001)
-    result: dict[str, float] = {"pixel": int(pixel)}
-    for name, each in {"before": params, "after": params._replace(weights=nudged)}.items():
-        result[f"loss_{name}"], result[f"accuracy_{name}"] = evaluate(devices.everywhere(each), train, loss).tolist()
-    return result
+    before = evaluate(params, train, loss)
+    after = evaluate(params._replace(weights=nudged), train, loss)
+    return {
+        "pixel": int(pixel),
+        "loss_before": before[0],
+        "loss_after": after[0],
+        "accuracy_before": before[1],
+        "accuracy_after": after[1],
+    }
 
 
-def learn(train: Split, valid: Split, count: int, chosen: parameters.Train) -> tuple[Params, NDArray, dict[str, float]]:
-    """The trained params for `count` classes, the history that `fit` returns, and the experiment."""
-    rates, choices = ({name: getattr(chosen, name) for name in names} for names in (RATES, CHOICES))
-    key, size = jax.random.key(chosen.seed), (train.images[0].size, 1 if count == 2 else count)
-    params = init_params(key, *size, chosen.init_std)
-    params, history = fit(params, train, valid, jax.random.fold_in(key, 1), rates, **choices)
-    # The lesson is about a model that still has to learn; one of zeros has no weight to nudge.
-    untrained = init_params(key, *size, chosen.init_std or 1.0)
-    return params, history, sensitivity(untrained, train, chosen.loss)
-
-
-@devices.joined()
+@devices.distributed()
 def main() -> None:
-    """Write models/linear.npz, metrics/history.csv and metrics/sensitivity.json from data/tensors.npz."""
-    chosen = parameters.load(parameters.Train)
-    tensors = load_tensors(whole=jax.process_count() == 1)
-    train, valid = Split(*tensors[:2]), Split(*tensors[2:4])
-    batch, images, count = chosen.batch_size, len(train.images), jax.device_count()
-    if batch > images:
-        msg = f"train.batch_size: {batch} is more than the training images: allowed are 1 to {images}"
-        raise Refusal(msg)
-    if batch % count:
-        msg = f"train.batch_size: {batch} cannot be divided among {count} devices: take a multiple of {count}"
-        raise Refusal(msg)
-    params, history, experiment = learn(train, valid, len(tensors.classes), chosen)
+    """Write the model, its history and the experiment from data/tensors.npz."""
+    config = parameters.load(parameters.Train)
+    train, valid, classes = artifacts.load_tensors(verify=jax.process_count() == 1)
+    devices.check_batch_size(config.batch_size, len(train.images))
+    key = jax.random.key(config.seed)
+    shape = train.images[0].size, 1 if len(classes) == 2 else len(classes)
+    params = init_params(key, *shape, config.init_std)
+    params, history = fit(params, train, valid, jax.random.fold_in(key, 1), config)
     if not all(np.isfinite(array).all() for array in (*params, history)):
-        msg = f"train.learning_rate: {chosen.learning_rate} makes {chosen.loss} diverge to NaN or infinity: lower it"
-        raise Refusal(msg)
-    columns = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
-    rows = [{"epoch": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(history)]
+        raise UserError(
+            f"train.learning_rate: {config.learning_rate} makes {config.loss} diverge "
+            "to NaN or infinity: lower it"
+        )
+    # The experiment is about a model that has yet to learn; zeros cannot be nudged.
+    untrained = init_params(key, *shape, config.init_std or 1.0)
+    experiment = sensitivity(untrained, train, config.loss)
+    rows = [(epoch, *row) for epoch, row in enumerate(history)]
+    outputs = {
+        artifacts.LINEAR: params._asdict(),
+        artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
+        artifacts.SENSITIVITY: experiment,
+    }
     if jax.process_index() == 0:
-        publish({LINEAR: params._asdict(), HISTORY: rows, SENSITIVITY: dict(sorted(experiment.items(), reverse=True))})
-
-
-if __name__ == "__main__":
-    main()
+        artifacts.publish(outputs)

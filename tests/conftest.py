@@ -1,4 +1,4 @@
-"""Clones of the working tree, uncommitted edits included, that the real `dvc repro` has built."""
+"""Clones of the working tree, uncommitted edits included, built by `dvc repro`."""
 
 import fcntl
 import os
@@ -12,36 +12,51 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "preprocess", "baseline", "train", "report"]
+AUTHOR = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Nothing of the caller's but PATH, in which the programs beside this Python come first."""
-    path = os.pathsep.join([os.path.join(sys.prefix, "bin"), os.environ.get("PATH", os.defpath)])
+    """Return a clean environment: the caller's PATH, after this Python's programs."""
+    folders = [os.path.join(sys.prefix, "bin"), os.environ.get("PATH", os.defpath)]
+    path = os.pathsep.join(folders)
     return {"PATH": path, "LC_ALL": "C.UTF-8", "COLUMNS": "1000", **variables}
 
 
-def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, with a clean environment; `python` is the one that runs the tests."""
-    site = {"HOME": str(folder.parent), "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc")}
+def home(folder: Path) -> dict[str, str]:
+    """Keep what programs write for a user beside the clone."""
+    parent = folder.parent
+    return {"HOME": str(parent), "DVC_SITE_CACHE_DIR": str(parent / "dvc")}
+
+
+def run(
+    folder: Path, *command: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a clean environment; `python` is the one that runs the tests."""
     return subprocess.run(
-        command, cwd=folder, env=environment(**{**site, **variables}), text=True, capture_output=True,
-        stdin=subprocess.DEVNULL, timeout=300, check=False,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        env=environment(**{**home(folder), **variables}),
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
 
 
 def succeed(folder: Path, *command: str, **variables: str) -> str:
-    """The stdout of a command that has to succeed."""
+    """Run a command that has to succeed, and return its stdout."""
     done = run(folder, *command, **variables)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def commit(folder: Path, message: str = "a change") -> None:
-    """Commit everything in a folder, which becomes a Git repository if it is none."""
+    """Commit everything in a folder; make it a Git repository if it is none."""
     succeed(folder, "git", "init", "--quiet")
     succeed(folder, "git", "add", "--all")
-    person = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    succeed(folder, "git", *person, "commit", "--quiet", "--allow-empty", "--message", message)
+    options = ["--quiet", "--allow-empty", "--message", message]
+    succeed(folder, "git", *AUTHOR, "commit", *options)
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -52,21 +67,27 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 def contents(folder: Path, *names: str) -> dict[str, bytes]:
-    """The files below some folders of a folder, hidden ones too, by path."""
-    paths = [path for name in names for path in (folder / name).rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if "__pycache__" not in path.parts}
+    """Read all files below some folders of a folder, hidden ones too, by path."""
+    paths = [path for name in names for path in (folder / name).rglob("*")]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in paths
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def stages_run(stdout: str) -> list[str]:
-    """The stages that `dvc repro` ran, from what it printed."""
-    return [line.split("'")[1] for line in stdout.splitlines() if line.startswith("Running stage")]
+    """Return the stages that `dvc repro` ran, from what it printed."""
+    lines = [line for line in stdout.splitlines() if line.startswith("Running stage")]
+    return [line.split("'")[1] for line in lines]
 
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the working tree in a Git repository of one commit, never built."""
+    """Copy the working tree into a Git repository of one commit, not built."""
     folder = tmp_path_factory.mktemp("sources") / "a clone"
-    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True)
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +98,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which `dvc repro` has run, once for all workers of pytest-xdist; not to be changed."""
+    """Run `dvc repro` in a clone, once for all pytest-xdist workers; do not edit it."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
     shared.mkdir(exist_ok=True)
@@ -92,18 +113,18 @@ def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy(folder: Path, target: Path) -> Path:
-    """A copy of a clone, cache included."""
+    """Copy a clone, cache included."""
     return shutil.copytree(folder, target, symlinks=True)
 
 
 @pytest.fixture(scope="module")
 def lent(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy for tests that leave it as they found it."""
+    """Copy the built clone for tests that leave it as they found it."""
     return copy(built, tmp_path_factory.mktemp("lent") / "a clone")
 
 
 @pytest.fixture
 def clone(built: Path, tmp_path: Path) -> Iterator[Path]:
-    """The test's own copy of the built clone."""
+    """Copy the built clone for one test alone."""
     yield copy(built, tmp_path / "a clone")
     shutil.rmtree(tmp_path)

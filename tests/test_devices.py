@@ -1,4 +1,4 @@
-"""Training on several devices, and by several processes, gives what one gives, or ends in a line."""
+"""Training on several devices or in several processes: the same model, or one line."""
 
 import random
 import shutil
@@ -10,18 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.model import devices
 from tests.conftest import commit, copy, edit, environment, run, stages_run, succeed
 
-SAME = 1e-5
-ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-FEW = ("epochs: 20", "epochs: 2")
+TOLERANCE = 1e-5
+FEW_EPOCHS = ("epochs: 20", "epochs: 2")
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+LAUNCHERS = [
+    "mpirun -n 2 --bind-to none --oversubscribe",
+    "srun -n 2 --kill-on-bad-exit",
+]
 
 
 @pytest.fixture(scope="module")
 def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built clone that trains for two epochs; not to be changed."""
+    """Build a clone that trains for two epochs; do not edit it."""
     folder = copy(built, tmp_path_factory.mktemp("short") / "a clone")
-    edit(folder / "params.yaml", *FEW)
+    edit(folder / "params.yaml", *FEW_EPOCHS)
     succeed(folder, "dvc", "repro", "train")
     commit(folder)
     return folder
@@ -29,6 +34,7 @@ def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
+    """Copy the clone that trains for two epochs for one test alone."""
     yield copy(short, tmp_path / "a clone")
     shutil.rmtree(tmp_path)
 
@@ -36,141 +42,168 @@ def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
 def outputs(folder: Path) -> dict[str, np.ndarray]:
     with np.load(folder / "models/linear.npz") as file:
         arrays = {name: file[name] for name in file}
-    return arrays | {"history": np.loadtxt(folder / "metrics/history.csv", delimiter=",", skiprows=1)}
+    history = np.loadtxt(folder / "metrics/history.csv", delimiter=",", skiprows=1)
+    return arrays | {"history": history}
 
 
 def assert_same(folder: Path, other: Path) -> None:
-    one, two = outputs(folder), outputs(other)
-    for name, array in one.items():
-        np.testing.assert_allclose(two[name], array, atol=SAME, err_msg=name)
+    arrays, other_arrays = outputs(folder), outputs(other)
+    for name, array in arrays.items():
+        np.testing.assert_allclose(
+            other_arrays[name], array, atol=TOLERANCE, err_msg=name
+        )
 
 
-def with_devices(folder: Path, count: int) -> None:
-    """Let JAX see several devices, which stages/running.py has to say for it."""
+def set_device_count(folder: Path, count: int) -> None:
+    """Let JAX see several devices, through the flags that runtime.py pins."""
     flag = "--xla_cpu_max_isa=AVX2"
-    edit(folder / "stages/running.py", f'"{flag}"', f'"{flag} --xla_force_host_platform_device_count={count}"')
+    more = f"--xla_force_host_platform_device_count={count}"
+    edit(folder / "stages/plumbing/runtime.py", f'"{flag}"', f'"{flag} {more}"')
 
 
 def start(folder: Path, rank: int, job: int) -> subprocess.Popen[str]:
-    """One of the two processes of a job, as Slurm would start it."""
+    """Start one of the two processes of a job, as Slurm would."""
     slurm = {
-        "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
-        "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "HOME": str(folder.parent),
-    }  # fmt: skip
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+    }
     return subprocess.Popen(
-        ["python", "-m", "stages.train"], cwd=folder, env=environment(**slurm), text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        ["python", "-m", "stages", "train"],
+        cwd=folder,
+        env=environment(HOME=str(folder.parent), **slurm),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
-def job() -> int:
-    """A number for a job, from which JAX makes the number of a port."""
+def job_number() -> int:
+    """Draw the number of a job, from which JAX derives a port."""
     return random.SystemRandom().randrange(1, 4096)
 
 
-def test_eight_devices_learn_what_one_learns(short, clone):
-    with_devices(clone, 8)
+def test_eight_devices_train_the_same_model_as_one(short, clone):
+    set_device_count(clone, 8)
     (clone / "models/linear.npz").unlink()
-    (clone / "metrics/baseline.json").unlink()
+    baseline = clone / "metrics/baseline.json"
+    baseline.unlink()
     for stage in ("baseline", "train"):
-        succeed(clone, "python", "-m", f"stages.{stage}")
+        succeed(clone, "python", "-m", "stages", stage)
     assert_same(short, clone)
-    assert (clone / "metrics/baseline.json").read_text() == (short / "metrics/baseline.json").read_text()
+    assert baseline.read_text() == (short / "metrics/baseline.json").read_text()
 
 
 def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(clone):
-    with_devices(clone, 8)
+    set_device_count(clone, 8)
     edit(clone / "params.yaml", "batch_size: 64", "batch_size: 63")
-    done = run(clone, "python", "-m", "stages.train")
-    line = "train: train.batch_size: 63 cannot be divided among 8 devices: take a multiple of 8\n"
-    assert (done.returncode, done.stderr) == (1, line)
+    done = run(clone, "python", "-m", "stages", "train")
+    reason = "cannot be divided among 8 devices: take a multiple of 8"
+    assert done.stderr == f"train: train.batch_size: 63 {reason}\n"
+    assert done.returncode == 1
 
 
-def test_two_processes_learn_what_one_learns_and_one_writes(short, clone):
-    """The second process works in a folder of its own, so that it is seen what it writes."""
+def test_two_processes_train_the_same_model_as_one_and_the_first_writes_it(
+    short, clone
+):
+    """The second runs in a folder of its own, to show what it writes."""
     (clone / "models/linear.npz").unlink()
-    reader = copy(clone, clone.parent / "reader")
-    number = job()
-    processes = [start(clone, 0, number), start(reader, 1, number)]
+    second = copy(clone, clone.parent / "second")
+    job = job_number()
+    processes = [start(clone, 0, job), start(second, 1, job)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert_same(short, clone)
-    assert not (reader / "models/linear.npz").exists()
+    assert not (second / "models/linear.npz").exists()
 
 
-def test_each_process_reads_its_own_share_of_the_images(monkeypatch):
-    from stages import devices
-
+def test_a_process_reads_only_its_own_share_of_the_images(monkeypatch):
     shares: list[np.ndarray] = []
-    monkeypatch.setattr(devices.jax, "make_array_from_process_local_data", lambda _, rows: shares.append(rows))
+    monkeypatch.setattr(
+        devices.jax,
+        "make_array_from_process_local_data",
+        lambda _, rows: shares.append(rows),
+    )
     monkeypatch.setattr(devices.jax, "process_count", lambda: 4)
     order = np.random.default_rng(0).permutation(48).reshape(3, 16)
     for rank in range(4):
         monkeypatch.setattr(devices.jax, "process_index", lambda rank=rank: rank)
-        devices.spread(np.arange(48), order)
+        devices.shard(np.arange(48), order)
     assert [share.shape for share in shares] == [(3, 4)] * 4
     np.testing.assert_array_equal(np.concatenate(shares, 1), order)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_others_with_a_line_and_without_output(clone, victim):
-    edit(clone / "params.yaml", FEW[1], "epochs: 2000")
+def test_a_process_that_dies_ends_the_other_with_a_line_and_without_output(
+    clone, victim
+):
+    edit(clone / "params.yaml", FEW_EPOCHS[1], "epochs: 2000")
     (clone / "models/linear.npz").unlink()
-    number = job()
-    processes = [start(clone, rank, number) for rank in range(2)]
+    job = job_number()
+    processes = [start(clone, rank, job) for rank in range(2)]
     for process in processes:
         assert process.stdout
         assert "is connected to 1 peer" in process.stdout.readline()
-    time.sleep(3)  # training now
+    time.sleep(3)  # training by now
     assert [process.poll() for process in processes] == [None, None]
     processes[victim].kill()
-    _, errors = processes[1 - victim].communicate(timeout=30)
-    assert processes[1 - victim].returncode not in (0, None)
-    # JAX may be faster than the stage in noticing that the process which coordinates the others is gone.
-    assert "train: another of the processes that compute together has ended" in errors or "another task died" in errors
+    survivor = processes[1 - victim]
+    _, errors = survivor.communicate(timeout=30)
+    assert survivor.returncode not in (0, None)
+    # JAX may notice before the stage that the coordinating process has gone.
+    line = "train: another process of this job has ended: see its output"
+    assert line in errors or "another task died" in errors
     processes[victim].communicate()
     assert not (clone / "models/linear.npz").exists()
     assert not list(clone.glob("*/.*.tmp"))
 
 
 def test_a_process_that_is_left_alone_says_so(clone):
-    edit(clone / "stages/devices.py", "SECONDS_TO_START = 60", "SECONDS_TO_START = 3")
+    file = clone / "stages/model/devices.py"
+    edit(file, "START_TIMEOUT = 60", "START_TIMEOUT = 3")
     (clone / "models/linear.npz").unlink()
-    process = start(clone, 1, job())
+    process = start(clone, 1, job_number())
     _, errors = process.communicate(timeout=100)
-    line = "train: not all processes that were started together have come within 3 seconds\n"
-    assert (process.returncode, errors) == (1, line)
+    assert errors == "train: timed out after 3 s waiting for the other processes\n"
+    assert process.returncode == 1
     assert not (clone / "models/linear.npz").exists()
 
 
-def starts(launcher: str) -> bool:
-    """Whether a launcher is installed and, as for Slurm it has to be, set up."""
-    words = launcher.split()
-    if not shutil.which(words[0]):
+def is_usable(launcher: str) -> bool:
+    """Tell whether a launcher is installed and, as Slurm needs to be, configured."""
+    command = [*launcher.split(), "true"]
+    if not shutil.which(command[0]):
         return False
-    return (
-        subprocess.run([*words, "true"], env=environment(**ROOT_MAY), capture_output=True, timeout=60).returncode == 0
-    )
+    environ = environment(**AS_ROOT)
+    done = subprocess.run(command, env=environ, capture_output=True, timeout=60)
+    return done.returncode == 0
 
 
-@pytest.fixture(params=["mpirun -n 2 --bind-to none --oversubscribe", "srun -n 2 --kill-on-bad-exit"])
+@pytest.fixture(params=LAUNCHERS, ids=lambda launcher: launcher.split()[0])
 def launched(request: pytest.FixtureRequest, clone: Path) -> Path:
-    """A clone whose training an engine starts, in two processes."""
-    if not starts(request.param):
-        pytest.skip(f"{request.param.split()[0]} is not installed or starts nothing")
-    edit(clone / "dvc.yaml", "cmd: python -m stages.train", f"cmd: {request.param} python -m stages.train")
+    """Let a launcher start the training of a clone, in two processes."""
+    launcher = request.param
+    if not is_usable(launcher):
+        pytest.skip(f"{launcher.split()[0]} is not installed or starts nothing")
+    command = "python -m stages train"
+    edit(clone / "dvc.yaml", f"cmd: {command}", f"cmd: {launcher} {command}")
     return clone
 
 
-def test_an_engine_starts_two_processes_for_dvc(short, launched):
-    assert stages_run(succeed(launched, "dvc", "repro", "train", **ROOT_MAY)) == ["train"]
+def test_a_launcher_starts_two_processes_for_dvc(short, launched):
+    stdout = succeed(launched, "dvc", "repro", "train", **AS_ROOT)
+    assert stages_run(stdout) == ["train"]
     assert_same(short, launched)
 
 
-def test_what_a_user_can_mend_ends_the_job_of_an_engine_in_a_line(launched):
+def test_a_user_error_ends_the_job_of_a_launcher_with_a_line(launched):
     edit(launched / "params.yaml", "batch_size: 64", "batch_size: 63")
-    done = run(launched, "dvc", "repro", "train", **ROOT_MAY)
+    done = run(launched, "dvc", "repro", "train", **AS_ROOT)
+    line = "train: train.batch_size: 63 cannot be divided among 2 devices"
     assert done.returncode != 0
-    assert "train: train.batch_size: 63 cannot be divided among 2 devices" in done.stderr
+    assert line in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,9 +1,10 @@
-"""The download stage against a real server on this machine: what comes is what was meant, or one line says why not."""
+"""The download stage against a server on this machine: the archive, or one line."""
 
 import gzip
 import hashlib
 import json
 import random
+import re
 import signal
 import socket
 import struct
@@ -17,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from stages import download, running
+from stages import download
+from stages.plumbing.errors import UserError, one_line
 from tests.conftest import contents, copy, edit, environment, run
 
 CONTENT = random.Random(3).randbytes(300_000)
@@ -26,21 +28,22 @@ Answer = Callable[["Request"], None]
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request: the first answer that is left, and the last one for ever."""
+    """One request, which gets the next answer; the last answer is for all the rest."""
 
     server: "Site"
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         answers = self.server.answers
-        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        answer(self)
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 class Site(ThreadingHTTPServer):
-    """A server that keeps the paths it was asked for."""
+    """A server that records the paths it was asked for."""
 
     daemon_threads = True
 
@@ -54,15 +57,16 @@ class Site(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, *_: Any) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Do nothing: some tests are about clients that hang up."""
 
 
 def reply(status: int = 200, body: bytes = b"", **headers: str) -> Answer:
-    """An answer with a status, headers (`_` for `-`), and a body that ends with the connection."""
+    """Answer with a status, headers (`_` for `-`) and a body, then close."""
+    headers = {"Content_Length": str(len(body)), **headers}
 
     def answer(request: Request) -> None:
         request.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
+        for name, value in headers.items():
             request.send_header(name.replace("_", "-"), value)
         request.end_headers()
         request.wfile.write(body)
@@ -71,24 +75,25 @@ def reply(status: int = 200, body: bytes = b"", **headers: str) -> Answer:
 
 
 def reset(request: Request) -> None:
-    """Half of the content, then the connection is cut."""
+    """Send half of the content, then reset the connection."""
     reply(200, CONTENT[:150_000], Content_Length=str(len(CONTENT)))(request)
-    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    linger = struct.pack("ii", 1, 0)
+    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     request.connection.close()
 
 
 def hang_up(request: Request) -> None:
-    """No answer: the connection ends."""
+    """Close the connection without an answer."""
     request.close_connection = True
 
 
 def silent(request: Request) -> None:
-    """No answer: the connection stays."""
+    """Keep the connection open without an answer."""
     request.server.closing.wait()
 
 
 def drip(request: Request) -> None:
-    """A byte now and then, for ever."""
+    """Send a byte now and then, for ever."""
     reply(200, b"", Content_Length=str(len(CONTENT)))(request)
     while not request.server.closing.wait(0.05):
         request.wfile.write(b"x")
@@ -97,7 +102,11 @@ def drip(request: Request) -> None:
 GOOD = reply(200, CONTENT)
 SHORT = reply(200, CONTENT[:-1], Content_Length=str(len(CONTENT)))
 LOOP = reply(302, Location="/digits.tgz")
-PACKED = reply(200, gzip.compress(CONTENT), Content_Encoding="gzip")
+TO_FILE = reply(302, Location="file:///etc/hostname")
+TO_FTP = reply(302, Location="ftp://127.0.0.1/x")
+GZIPPED = reply(200, gzip.compress(CONTENT), Content_Encoding="gzip")
+NOT_GZIPPED = reply(200, CONTENT, Content_Encoding="gzip")
+NO_LENGTH = reply(200, CONTENT, Content_Length="many")
 
 
 @pytest.fixture
@@ -113,7 +122,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds slept between the tries, which nobody waits for here."""
+    """Record the seconds between attempts instead of sleeping."""
     seconds: list[float] = []
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(time, "sleep", seconds.append)
@@ -121,15 +130,23 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-RETRIED = {"500 twice": [reply(500), reply(500)], "503": [reply(503)], "429": [reply(429)], "408": [reply(408)]} | {
-    each.__name__: [each] for each in (reset, hang_up, silent)
+RETRIED = {
+    "500 twice": [reply(500), reply(500)],
+    "503": [reply(503)],
+    "429": [reply(429)],
+    "408": [reply(408)],
+    "reset": [reset],
+    "hang_up": [hang_up],
+    "silent": [silent],
+    "short": [SHORT],
 }
 
 
-@pytest.mark.parametrize("answers", [*RETRIED.values(), [SHORT]], ids=[*RETRIED, "short"])
-def test_what_may_come_later_is_tried_again(site, waits, tmp_path, answers):
+@pytest.mark.parametrize("answers", RETRIED.values(), ids=RETRIED)
+def test_temporary_failures_are_retried(site, waits, tmp_path, answers):
     site.answers = [*answers, GOOD]
-    assert download.download(site.url(), str(tmp_path)).read_bytes() == CONTENT
+    download.fetch(site.url(), tmp_path / "archive")
+    assert (tmp_path / "archive").read_bytes() == CONTENT
     assert len(site.asked) == len(answers) + 1
     assert len(waits) == len(answers)
 
@@ -144,21 +161,27 @@ REFUSED = [
     (hang_up, 4, "without response"),
     (silent, 4, "Read timed out"),
     (LOOP, 4 * 31, "Exceeded 30 redirects"),
-    (reply(302, Location="file:///etc/hostname"), 4, "No connection adapters were found for 'file:"),
-    (reply(302, Location="ftp://127.0.0.1/x"), 4, "No connection adapters were found for 'ftp:"),
-    (reply(200, CONTENT, Content_Encoding="gzip"), 4, "failed to decode it"),
-    (reply(200, CONTENT, Content_Length="many"), 4, "many"),
+    (TO_FILE, 4, "No connection adapters were found for 'file:"),
+    (TO_FTP, 4, "No connection adapters were found for 'ftp:"),
+    (NOT_GZIPPED, 4, "failed to decode it"),
+    (NO_LENGTH, 4, "many"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "requests", "reason"), REFUSED, ids=[case[2] for case in REFUSED])
-def test_what_does_not_come_is_given_up_after_four_tries(site, waits, tmp_path, answer, requests, reason):
+@pytest.mark.parametrize(
+    ("answer", "requests", "reason"), REFUSED, ids=[reason for *_, reason in REFUSED]
+)
+def test_permanent_failures_are_given_up_after_four_attempts(
+    site, waits, tmp_path, answer, requests, reason
+):
     site.answers = [answer]
-    with pytest.raises(running.Refusal) as refused:
-        download.download(site.url(), str(tmp_path))
-    line = running.one_line(refused.value)
+    with pytest.raises(UserError) as caught:
+        download.fetch(site.url(), tmp_path / "archive")
+    line = one_line(caught.value)
     assert line is not None
-    assert line.startswith(f"cannot fetch {site.url()} ({reason}" if requests == 1 else f"cannot fetch {site.url()} (")
+    assert line.startswith(f"cannot fetch {site.url()} (")
+    if requests == 1:
+        assert line.startswith(f"cannot fetch {site.url()} ({reason}")
     assert reason in line
     assert "check download.url and the network" in line
     assert len(site.asked) == requests
@@ -168,48 +191,54 @@ def test_what_does_not_come_is_given_up_after_four_tries(site, waits, tmp_path, 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "127.0.0.1:99999", "a..b", "[::1", ""])
 def test_an_address_where_nothing_answers_is_refused(waits, tmp_path, host):
-    with pytest.raises(running.Refusal, match="cannot fetch"):
-        download.download(f"http://{host}/x", str(tmp_path))
+    with pytest.raises(UserError, match="cannot fetch"):
+        download.fetch(f"http://{host}/x", tmp_path / "archive")
     assert len(waits) <= 3
 
 
-def test_a_download_that_only_drips_is_given_up_in_time(site, tmp_path, monkeypatch):
-    """The pieces come in time, but all of it would take an hour."""
+def test_a_download_that_only_drips_is_given_up(site, tmp_path, monkeypatch):
+    """Every piece comes in time, but all of them would take hours."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(download, "DEADLINE", 1)
     site.answers = [drip]
     start = time.monotonic()
-    with pytest.raises(running.Refusal, match="took over 1 s: fetch the archive by other means"):
-        download.download(site.url(), str(tmp_path))
+    reason = "took over 1 s: fetch the archive by other means"
+    with pytest.raises(UserError, match=reason):
+        download.fetch(site.url(), tmp_path / "archive")
     assert time.monotonic() - start < 5
-    assert signal.alarm(0) == 0
     assert not list(tmp_path.iterdir())
 
 
-# The stage itself, started by hand in a copy of the sources.
+# The stage itself, in a copy of the sources.
 
 
 @pytest.fixture
 def tree(sources: Path, tmp_path: Path) -> Path:
-    """A copy of the sources; whatever the stage makes besides its output goes to a folder beside it."""
+    """Copy the sources; temporary files of the stage go to a folder beside them."""
     (tmp_path / "tmp").mkdir()
     return copy(sources, tmp_path / "a tree")
 
 
-def start(tree: Path, url: str, digest: str = DIGEST) -> subprocess.CompletedProcess[str]:
-    choose(tree, url, digest)
-    return run(tree, "python", "-m", "stages.download", TMPDIR=str(tree.parent / "tmp"))
-
-
-def choose(tree: Path, url: str, digest: str = DIGEST) -> None:
+def configure(tree: Path, url: str, digest: str = DIGEST) -> None:
     file = tree / "params.yaml"
-    old = next(line.split()[1] for line in file.read_text("utf-8").splitlines() if "sha256:" in line)
+    old = re.search("[0-9a-f]{64}", file.read_text("utf-8"))
+    assert old
     edit(file, "data/mnist_sample.tgz", json.dumps(url))
-    edit(file, old, digest)
+    edit(file, old[0], digest)
 
 
-def refused(done: subprocess.CompletedProcess[str], tree: Path, before: dict[str, bytes]) -> str:
-    """The one line of a stage that failed and left nothing behind."""
+def run_stage(
+    tree: Path, url: str, digest: str = DIGEST
+) -> subprocess.CompletedProcess[str]:
+    configure(tree, url, digest)
+    temporary = str(tree.parent / "tmp")
+    return run(tree, "python", "-m", "stages", "download", TMPDIR=temporary)
+
+
+def error(
+    done: subprocess.CompletedProcess[str], tree: Path, before: dict[str, bytes]
+) -> str:
+    """Return the one line of a stage that failed and left nothing behind."""
     assert (done.returncode, done.stdout) == (1, "")
     assert contents(tree, "data") == before
     assert not list((tree.parent / "tmp").iterdir())
@@ -219,36 +248,51 @@ def refused(done: subprocess.CompletedProcess[str], tree: Path, before: dict[str
 
 
 def written(done: subprocess.CompletedProcess[str], tree: Path) -> bytes:
-    """What a stage that succeeded wrote; it wrote nothing else."""
+    """Return the archive of a stage that succeeded and wrote nothing else."""
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list((tree.parent / "tmp").iterdir())
     assert not list((tree / "data").glob(".*.tmp"))
     return (tree / "data/archive").read_bytes()
 
 
+SUCCESSES = {
+    "plain": ("/digits.tgz", [GOOD], ["/digits.tgz"]),
+    "spaces and letters": (
+        "/zwei Ziffern/größe 3.tgz?a=b c",
+        [GOOD],
+        ["/zwei%20Ziffern/gr%C3%B6%C3%9Fe%203.tgz?a=b%20c"],
+    ),
+    "quoted": ("/%20%C3%B6.tgz", [GOOD], ["/%20%C3%B6.tgz"]),
+    "gzipped in transit": ("/digits.tgz", [GZIPPED], ["/digits.tgz"]),
+    "redirected": ("/a", [reply(301, Location="/b%20c"), GOOD], ["/a", "/b%20c"]),
+    "broken twice": (
+        "/digits.tgz",
+        [reply(500), reset, GOOD],
+        ["/digits.tgz"] * 3,
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("path", "answers", "asked"),
-    [
-        ("/digits.tgz", [GOOD], ["/digits.tgz"]),
-        ("/zwei Ziffern/größe 3.tgz?a=b c", [GOOD], ["/zwei%20Ziffern/gr%C3%B6%C3%9Fe%203.tgz?a=b%20c"]),
-        ("/%20%C3%B6.tgz", [GOOD], ["/%20%C3%B6.tgz"]),
-        ("/digits.tgz", [PACKED], ["/digits.tgz"]),
-        ("/a", [reply(301, Location="/b%20c"), GOOD], ["/a", "/b%20c"]),
-        ("/digits.tgz", [reply(500), reset, GOOD], ["/digits.tgz"] * 3),
-    ],
-    ids=["plain", "spaces and letters", "quoted", "gzip'd on the way", "redirected", "broken twice"],
+    ("path", "answers", "asked"), SUCCESSES.values(), ids=SUCCESSES
 )
 def test_the_archive_comes_whole(site, tree, path, answers, asked):
-    site.answers = answers
-    assert written(start(tree, site.url(path)), tree) == CONTENT
+    site.answers = list(answers)
+    assert written(run_stage(tree, site.url(path)), tree) == CONTENT
     assert site.asked == asked
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_a_path_may_have_spaces_and_lie_anywhere(tree, outside):
-    file = tree.parent / "my größen.tgz" if outside else tree / "my größen.tgz"
+def test_a_path_may_have_spaces_and_lie_outside_the_repository(tree, outside):
+    name = "my größen.tgz"
+    file = tree.parent / name if outside else tree / name
     file.write_bytes(CONTENT)
-    assert written(start(tree, str(file) if outside else file.name), tree) == CONTENT
+    assert written(run_stage(tree, str(file) if outside else name), tree) == CONTENT
+
+
+NO_FILE = (
+    "there is no file data/no such.tgz: give a path from the root of the repository"
+)
 
 
 @pytest.mark.parametrize(
@@ -256,53 +300,59 @@ def test_a_path_may_have_spaces_and_lie_anywhere(tree, outside):
     [
         ("ftp://127.0.0.1/x.tgz", "only a path, http:// or https:// can be fetched"),
         ("file:///etc/hostname", "only a path, http:// or https:// can be fetched"),
-        (
-            "data/no such.tgz",
-            "there is no file data/no such.tgz: give a path from the root of the repository, or a URL",
-        ),
+        ("data/no such.tgz", f"{NO_FILE}, or a URL"),
         ("data", "there is no file data: give a path"),
     ],
 )
-def test_what_cannot_be_fetched_is_refused(tree, url, reason):
+def test_other_schemes_and_missing_files_are_refused(tree, url, reason):
     before = contents(tree, "data")
-    assert reason in refused(start(tree, url), tree, before)
+    assert reason in error(run_stage(tree, url), tree, before)
 
 
 def test_a_failure_keeps_the_earlier_archive(site, tree):
     (tree / "data/archive").write_bytes(b"earlier")
     before = contents(tree, "data")
     site.answers = [reply(404)]
-    assert "the server answers 404 Not Found" in refused(start(tree, site.url()), tree, before)
+    line = error(run_stage(tree, site.url()), tree, before)
+    assert "the server answers 404 Not Found" in line
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["URL", "path"])
 @pytest.mark.parametrize("earlier", [False, True], ids=["first", "again"])
-def test_an_archive_that_was_not_meant_is_refused(site, tree, local, earlier):
+def test_an_archive_with_another_digest_is_refused(site, tree, local, earlier):
     (tree / "other.tgz").write_bytes(CONTENT)
     if earlier:
         (tree / "data/archive").write_bytes(b"earlier")
     before = contents(tree, "data")
     site.answers = [GOOD]
-    source, wanted = "other.tgz" if local else site.url(), "ab" * 32
-    line = refused(start(tree, source, wanted), tree, before)
-    assert f"{source} has SHA-256 {DIGEST}, but download.sha256 wants {wanted}" in line
+    source, expected = "other.tgz" if local else site.url(), "ab" * 32
+    line = error(run_stage(tree, source, expected), tree, before)
+    digests = f"{source} has SHA-256 {DIGEST}, but download.sha256 wants {expected}"
+    assert digests in line
     assert "if you trust this archive, put its digest into params.yaml" in line
     assert len(site.asked) == (not local)
 
 
-@pytest.mark.parametrize(("sign", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
-def test_a_download_that_is_stopped_leaves_nothing(site, tree, sign, word):
-    choose(tree, site.url())
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")],
+)
+def test_a_download_that_is_stopped_leaves_nothing(site, tree, number, word):
+    configure(tree, site.url())
     before = contents(tree, "data")
     site.answers = [drip]
     with subprocess.Popen(
-        ["python", "-m", "stages.download"], cwd=tree, env=environment(TMPDIR=str(tree.parent / "tmp")),
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as stage:  # fmt: skip
+        ["python", "-m", "stages", "download"],
+        cwd=tree,
+        env=environment(TMPDIR=str(tree.parent / "tmp")),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as stage:
         while not site.asked:
             assert stage.poll() is None
             time.sleep(0.01)
-        stage.send_signal(sign)
+        stage.send_signal(number)
         output, errors = stage.communicate(timeout=20)
     done = subprocess.CompletedProcess(stage.args, stage.returncode, output, errors)
-    assert word in refused(done, tree, before)
+    assert word in error(done, tree, before)

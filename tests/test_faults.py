@@ -1,4 +1,8 @@
-"""Killed, stopped, starved and tampered with: what is visible stays whole, and the next `dvc repro` mends it."""
+"""Killed, stopped, starved, tampered with: outputs stay whole, `dvc repro` mends them.
+
+The faults: SIGKILL, SIGTERM, SIGINT; too little disk, memory or file handles; outputs
+and cached objects that a person or the disk has changed.
+"""
 
 import hashlib
 import os
@@ -17,9 +21,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from stages import artifacts, running
-from tests.conftest import contents, copy, edit, environment, run
-from tests.verify import outputs
+from stages.plumbing import artifacts
+from stages.plumbing.errors import one_line
+from tests.conftest import contents, copy, edit, environment, home, run
+from tools.verify import outputs
 
 FOLDERS = ("data", "models", "metrics")
 OUTS = {
@@ -27,32 +32,62 @@ OUTS = {
     "preprocess": ["data/tensors.npz"],
     "baseline": ["models/baseline.npz", "metrics/baseline.json"],
     "train": ["models/linear.npz", "metrics/history.csv", "metrics/sensitivity.json"],
-    "report": ["metrics/predictions.csv", "metrics/linear.json", "metrics/report.html", "metrics/means.png"],
+    "report": [
+        "metrics/predictions.csv",
+        "metrics/linear.json",
+        "metrics/report.html",
+        "metrics/means.png",
+    ],
 }
-ROOT = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
-"""Without capabilities, so that permissions hold for root as well."""
+UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+"""Drop root's capabilities: file permissions then hold for root as well."""
+IF_ROOT = UNPRIVILEGED if os.geteuid() == 0 else []
+OUT_OF_MEMORY = (
+    "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
+)
 Limit = tuple[int, int]
+"""A resource and its limit."""
 
 
-def start(clone: Path, *command: str, limit: Limit | None = None) -> subprocess.Popen[str]:
-    """Start a command in a group of its own, with a resource limit."""
-    site = environment(HOME=str(clone.parent), DVC_SITE_CACHE_DIR=str(clone.parent / "dvc"))
+def start(
+    clone: Path, *command: str, limit: Limit | None = None
+) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, with a resource limit."""
+
+    def set_limit() -> None:
+        assert limit
+        resource.setrlimit(limit[0], (limit[1], limit[1]))
+
     return subprocess.Popen(
-        command, cwd=clone, env=site, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=(lambda: resource.setrlimit(limit[0], (limit[1], limit[1]))) if limit else None,
-    )  # fmt: skip
+        command,
+        cwd=clone,
+        env=environment(**home(clone)),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=set_limit if limit else None,
+    )
 
 
-def stage(clone: Path, name: str, *prefix: str, limit: Limit | None = None) -> tuple[int, list[str]]:
-    """Run a stage by hand: its exit status and the lines it wrote to stderr."""
-    process = start(clone, *prefix, "python", "-m", f"stages.{name}", limit=limit)
+def start_stage(
+    clone: Path, name: str, *prefix: str, limit: Limit | None = None
+) -> subprocess.Popen[str]:
+    return start(clone, *prefix, "python", "-m", "stages", name, limit=limit)
+
+
+def run_stage(
+    clone: Path, name: str, *prefix: str, limit: Limit | None = None
+) -> tuple[int, list[str]]:
+    """Run a stage by hand; return its exit status and its lines on stderr."""
+    process = start_stage(clone, name, *prefix, limit=limit)
     lines = process.communicate(timeout=60)[1].splitlines()
     return process.returncode, lines
 
 
-def rebuilt(clone: Path) -> None:
-    """The next `dvc repro` succeeds and ends with the bytes that dvc.lock names, which stays as it was."""
+def assert_repro_mends(clone: Path) -> None:
+    """`dvc repro` succeeds, keeps dvc.lock, and the outputs are those it names."""
     lock = (clone / "dvc.lock").read_bytes()
     done = run(clone, "dvc", "repro")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,14 +97,14 @@ def rebuilt(clone: Path) -> None:
 
 
 def cached(clone: Path, path: str) -> Path:
-    """The object in DVC's cache that holds an output."""
+    """Return the object in DVC's cache that holds an output."""
     md5 = outputs(clone / "dvc.lock")[path]
     return clone / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
 
 @pytest.fixture
 def unchanged(clone: Path) -> Iterator[Path]:
-    """A clone whose outputs a fault must leave as they were, without anything beside them."""
+    """A clone whose outputs a fault must leave as they were, with nothing beside."""
     before = contents(clone, *FOLDERS)
     yield clone
     assert contents(clone, *FOLDERS) == before
@@ -83,42 +118,60 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "train": lambda clone: edit(clone / "params.yaml", "seed: 42", "seed: 43"),
     "report": lambda clone: edit(clone / "params.yaml", "mistakes: 24", "mistakes: 8"),
 }
-"""What makes a stage write other bytes than those that are there."""
+"""Make a stage write other bytes than those that are there."""
 KILLS = {"dvc": 5, "preprocess": 7, "train": 3, "report": 3, "download": 32}
 
 
 @pytest.mark.slow
 def test_kill_9_leaves_whole_outputs_and_the_next_repro_mends_the_rest(built, tmp_path):
-    """Two at a time: stages that are about to replace their outputs, and dvc, whose stage lives on."""
+    """Kill stages about to replace their outputs, and dvc, whose stage lives on.
+
+    Two at a time.
+    """
     with ThreadPoolExecutor(2) as pool:
-        killed = dict(zip(KILLS, pool.map(lambda name: kill(built, tmp_path / name, name), KILLS), strict=True))
+        counts = pool.map(lambda name: kill(built, tmp_path / name, name), KILLS)
+        killed = dict(zip(KILLS, counts, strict=True))
     assert killed == KILLS
     assert sum(killed.values()) >= 50
 
 
 def kill(built: Path, folder: Path, name: str) -> int:
-    """How often dvc or a stage was killed, at moments that the seed decides."""
+    """Kill dvc or a stage at random moments; return how often."""
     chance = random.Random(name)
     clone = copy(built, folder / "a clone")
     if name == "dvc":
-        until(
-            KILLS[name],
-            lambda: kill_dvc(clone, chance.choice(["download", "preprocess"]), chance.uniform(0.2, 3)),
-        )
-        return KILLS[name]
+        until(KILLS[name], lambda: kill_dvc(clone, chance))
+    else:
+        kill_stage(clone, name, chance)
+        shutil.copy(built / "params.yaml", clone)
+        assert_repro_mends(clone)
+    return KILLS[name]
+
+
+def kill_dvc(clone: Path, chance: random.Random) -> bool:
+    """Kill dvc, not the stage that it started, and run it again at once."""
+    name = chance.choice(["download", "preprocess"])
+    process = start(clone, "dvc", "repro", "--force", "--single-item", name)
+    killed = kill_after(process, chance.uniform(0.2, 3))
+    assert_repro_mends(clone)
+    return killed
+
+
+def kill_stage(clone: Path, name: str, chance: random.Random) -> None:
+    """Kill a stage again and again; its outputs are always the old or the new ones."""
     CHANGES[name](clone)
     before = contents(clone, *FOLDERS)
     begun = time.monotonic()
-    assert stage(clone, name)[0] == 0
+    assert run_stage(clone, name)[0] == 0
     took = time.monotonic() - begun
     after = contents(clone, *FOLDERS)
     assert any(before[path] != after[path] for path in OUTS[name])
 
-    def kill_stage() -> bool:
+    def kill_once() -> bool:
         for path in OUTS[name]:
             (clone / path).write_bytes(before[path])
         seen = traces(clone, name)
-        process = start(clone, "python", "-m", f"stages.{name}")
+        process = start_stage(clone, name)
         seconds = took * chance.random()
         if chance.random() < 0.5:  # while it writes, which takes milliseconds
             seconds = chance.uniform(0, 0.01)
@@ -130,28 +183,21 @@ def kill(built: Path, folder: Path, name: str) -> int:
                 assert content in (before[path], after[path]), path
         return killed
 
-    until(KILLS[name], kill_stage)
-    shutil.copy(built / "params.yaml", clone)
-    rebuilt(clone)
-    return KILLS[name]
+    until(KILLS[name], kill_once)
 
 
 def traces(clone: Path, name: str) -> list[tuple[int, int]]:
-    """What changes as soon as a stage writes: its outputs, or the folders in which it makes temporaries."""
+    """Return what changes as soon as a stage writes: its outputs and their folders.
+
+    The folders change when it makes its temporaries.
+    """
     files = [clone / path for path in OUTS[name]]
-    return [(path.stat().st_mtime_ns, path.stat().st_size) for file in files for path in (file, file.parent)]
-
-
-def kill_dvc(clone: Path, name: str, seconds: float) -> bool:
-    """Kill dvc, not the stage that it started, and run it again at once."""
-    process = start(clone, "dvc", "repro", "--force", "--single-item", name)
-    killed = kill_after(process, seconds)
-    rebuilt(clone)
-    return killed
+    states = [path.stat() for file in files for path in (file, file.parent)]
+    return [(state.st_mtime_ns, state.st_size) for state in states]
 
 
 def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Kill a process; False if it has ended before."""
+    """Kill a process; return False if it has ended before."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     process.kill()
@@ -159,7 +205,7 @@ def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 def until(count: int, attempt: Callable[[], bool]) -> None:
-    """Repeat an attempt until it has succeeded so many times."""
+    """Repeat an attempt until it has succeeded `count` times."""
     for _ in range(3 * count):
         count -= attempt()
         if not count:
@@ -168,13 +214,14 @@ def until(count: int, attempt: Callable[[], bool]) -> None:
 
 
 def test_two_writers_of_one_output_take_turns(tmp_path, monkeypatch):
-    """As when dvc is killed and started again while the stage of the first is still writing."""
+    """dvc was killed and started again while the first stage is still writing."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("slow")
     out = tmp_path / "data/out"
     first, second = b"1" * 200_000, b"2" * 100_000
     writers = [
-        threading.Thread(target=artifacts.publish, args=({"data/out": content},)) for content in (Path("slow"), second)
+        threading.Thread(target=artifacts.publish, args=({"data/out": content},))
+        for content in (Path("slow"), second)
     ]
     writers[0].start()
     with open("slow", "wb") as slow:
@@ -192,7 +239,9 @@ def test_two_writers_of_one_output_take_turns(tmp_path, monkeypatch):
 # Stopped
 
 
-@pytest.mark.parametrize(("sign", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+@pytest.mark.parametrize(
+    ("sign", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
+)
 @pytest.mark.parametrize(
     ("name", "reading"),
     [
@@ -202,48 +251,62 @@ def test_two_writers_of_one_output_take_turns(tmp_path, monkeypatch):
         ("report", "data/tensors.npz"),
     ],
 )
-def test_a_stage_that_is_stopped_says_so_in_one_line(unchanged, name, reading, sign, word):
+def test_a_stopped_stage_says_so_in_one_line(unchanged, name, reading, sign, word):
     """While it reads, or starts to compute."""
-    process = start(unchanged, "python", "-m", f"stages.{name}")
-    while not opened(process.pid, reading):
+    process = start_stage(unchanged, name)
+    while not has_open(process.pid, reading):
         assert process.poll() is None
     process.send_signal(sign)
-    assert process.communicate(timeout=60)[1] == f"{name}: {word}, nothing was written\n"
+    errors = process.communicate(timeout=60)[1]
+    assert errors == f"{name}: {word}, nothing was written\n"
     assert process.returncode == 1
 
 
-def opened(pid: int, name: str) -> bool:
-    """Whether a process has a file or a library open whose path contains `name`."""
+def has_open(pid: int, name: str) -> bool:
+    """Whether a process has opened a file or mapped a library of this name."""
     with suppress(OSError):
         if name.endswith(".so"):
             return name in Path(f"/proc/{pid}/maps").read_text()
-        return any(name in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+        links = Path(f"/proc/{pid}/fd").iterdir()
+        return any(name in os.readlink(link) for link in links)
     return False
 
 
 # Starved
 
 
-def one_line(clone: Path, name: str, text: str, *prefix: str, limit: Limit | None = None) -> None:
+def assert_fails(
+    clone: Path, name: str, text: str, *prefix: str, limit: Limit | None = None
+) -> None:
     """A stage fails with one line."""
-    code, lines = stage(clone, name, *prefix, limit=limit)
+    code, lines = run_stage(clone, name, *prefix, limit=limit)
     assert lines == [f"{name}: {text}"]
     assert code == 1
 
 
 @pytest.mark.parametrize("name", ["download", "preprocess", "report"])
 def test_a_file_that_cannot_grow_is_one_line(unchanged, name):
-    one_line(unchanged, name, f"{OUTS[name][0]}: File too large", limit=(resource.RLIMIT_FSIZE, 20_000))
+    limit = resource.RLIMIT_FSIZE, 20_000
+    assert_fails(unchanged, name, f"{OUTS[name][0]}: File too large", limit=limit)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=6m none data || exit 99
+cp archive data/archive || exit 99
+echo earlier >data/tensors.npz || exit 99
+python -m stages preprocess
+code=$?
+ls -A data
+cat data/tensors.npz
+exit $code
+"""
 
 
 def test_a_full_disk_is_one_line(clone):
-    """On a small file system of its own, which a namespace of its own may mount."""
-    script = """
-        mount -t tmpfs -o size=6m none data && cp archive data/archive && echo earlier >data/tensors.npz || exit 99
-        python -m stages.preprocess; code=$?; ls -A data; cat data/tensors.npz; exit $code
-    """
+    """On a small file system, which a namespace of its own may mount."""
     shutil.copy(clone / "data/archive", clone / "archive")
-    process = start(clone, "unshare", "--map-root-user", "--mount", "sh", "-c", script)
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    process = start(clone, *namespace, "sh", "-c", FULL_DISK)
     output, errors = process.communicate(timeout=60)
     if process.returncode == 99 or "unshare" in errors:
         pytest.skip("no file system can be mounted here")
@@ -254,11 +317,13 @@ def test_a_full_disk_is_one_line(clone):
 
 @pytest.mark.parametrize("name", ["download", "train"])
 def test_a_folder_that_may_not_be_written_is_one_line(unchanged, name):
-    if ROOT and subprocess.run([*ROOT, "true"], check=False, capture_output=True).returncode:
+    true = [*IF_ROOT, "true"]
+    if subprocess.run(true, check=False, capture_output=True).returncode:
         pytest.skip("root keeps its capabilities here")
     out = Path(OUTS[name][0])
     (unchanged / out.parent).chmod(0o555)
-    one_line(unchanged, name, f"{out.parent}/.{out.name}.tmp: Permission denied", *ROOT)
+    text = f"{out.parent}/.{out.name}.tmp: Permission denied"
+    assert_fails(unchanged, name, text, *IF_ROOT)
 
 
 @pytest.mark.parametrize("spare", range(3))
@@ -276,28 +341,28 @@ def test_out_of_file_handles_is_one_line(tmp_path, monkeypatch, spare):
             artifacts.publish({"data/out": Path("source")})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert str(running.one_line(failed.value)).endswith(": Too many open files")
+    assert str(one_line(failed.value)).endswith(": Too many open files")
     assert contents(tmp_path, "data") == {"data/out": b"earlier"}
 
 
 def test_a_stage_with_few_file_handles_works_or_says_so(unchanged):
     """Five are the fewest with which Python starts."""
-    code, lines = stage(unchanged, "report", limit=(resource.RLIMIT_NOFILE, 5))
-    assert (code, lines) == (0, []) or (code == 1 and len(lines) == 1 and "Too many open files" in lines[0])
-
-
-OUT_OF_MEMORY = "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
+    code, lines = run_stage(unchanged, "report", limit=(resource.RLIMIT_NOFILE, 5))
+    if code or lines:
+        assert (code, len(lines)) == (1, 1)
+        assert "Too many open files" in lines[0]
 
 
 def test_out_of_memory_is_one_line(unchanged):
     edit(unchanged / "params.yaml", "size: null", "size: [2048, 2048]")
-    one_line(unchanged, "preprocess", OUT_OF_MEMORY, limit=(resource.RLIMIT_AS, 600 * 2**20))
+    limit = resource.RLIMIT_AS, 600 * 2**20
+    assert_fails(unchanged, "preprocess", OUT_OF_MEMORY, limit=limit)
 
 
-def test_out_of_the_devices_memory_is_one_line():
+def test_out_of_device_memory_is_one_line():
     with pytest.raises(RuntimeError) as failed:
         jnp.zeros(10**14, "uint8")
-    assert running.one_line(failed.value) == OUT_OF_MEMORY
+    assert one_line(failed.value) == OUT_OF_MEMORY
 
 
 # Tampered with
@@ -306,34 +371,37 @@ def test_out_of_the_devices_memory_is_one_line():
 def test_deleted_outputs_come_back(clone):
     for path in (path for paths in OUTS.values() for path in paths):
         (clone / path).unlink()
-    rebuilt(clone)
+    assert_repro_mends(clone)
 
 
-def test_a_tensor_file_cut_off_by_hand_is_refused_and_comes_back(clone):
+def test_a_truncated_tensor_file_is_refused_and_comes_back(clone):
     file = clone / "data/tensors.npz"
     whole = file.read_bytes()
     for keep in (0, -1):
         file.write_bytes(whole[:keep])
-        code, lines = stage(clone, "baseline")
+        code, lines = run_stage(clone, "baseline")
         assert (code, len(lines)) == (1, 1)
         assert lines[0].startswith("baseline: data/tensors.npz is damaged (")
         assert lines[0].endswith("delete it and run dvc repro")
-    rebuilt(clone)
+    assert_repro_mends(clone)
 
 
 def test_objects_edited_in_the_cache_are_built_again(clone):
-    """An editor leaves them writable. (DVC trusts a read-only one: what a disk spoils is found by the npz's CRC.)"""
+    """An editor leaves them writable, and DVC hashes those anew.
+
+    It trusts a read-only one: what a disk spoils is found by the CRC in the npz file.
+    """
     for path in ("data/archive", "data/tensors.npz"):
         spoil(cached(clone, path))
         (clone / path).unlink()
-    rebuilt(clone)
+    assert_repro_mends(clone)
 
 
-def test_tensors_that_the_disk_spoilt_are_refused(clone):
+def test_tensors_that_the_disk_has_spoilt_are_refused(clone):
     spoil(cached(clone, "data/tensors.npz"), mode=0o444)
     (clone / "data/tensors.npz").unlink()
     run(clone, "dvc", "repro", "preprocess")
-    code, lines = stage(clone, "baseline")
+    code, lines = run_stage(clone, "baseline")
     assert (code, len(lines)) == (1, 1)
     assert "data/tensors.npz is damaged (Bad CRC-32" in lines[0]
 
@@ -348,9 +416,10 @@ def spoil(file: Path, mode: int = 0o644) -> None:
 
 
 def test_two_repros_at_once_end_well_or_in_one_line(clone):
-    both = [start(clone, "dvc", "repro", "--force", "--single-item", "preprocess") for _ in range(2)]
+    command = ["dvc", "repro", "--force", "--single-item", "preprocess"]
+    both = [start(clone, *command) for _ in range(2)]
     for process in both:
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 0 or errors.count("ERROR: ") == 1, errors
     assert any(process.returncode == 0 for process in both)
-    rebuilt(clone)
+    assert_repro_mends(clone)

@@ -1,4 +1,4 @@
-"""A stage reads and writes what dvc.yaml declares for it, or is refused; and it reads all that is declared."""
+"""A stage reads and writes what dvc.yaml declares, all of it and nothing else."""
 
 import ast
 import os
@@ -6,74 +6,95 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from stages import hermetic
+from stages.plumbing import hermetic
 from tests.conftest import ROOT, STAGES, commit, contents, edit, run, succeed
 
-PLUMBING = ["stages/__init__.py", "stages/hermetic.py", "stages/running.py"]
-PIPELINE = """
+PLUMBING = [
+    "stages/__main__.py",
+    "stages/plumbing/errors.py",
+    "stages/plumbing/hermetic.py",
+    "stages/plumbing/runtime.py",
+]
+FILES = {
+    "data/file": "1",
+    "data/folder/sub/file": "1",
+    "data/other": "2",
+    "dvc.yaml": """
 stages:
   probe:
-    cmd: python -m stages.probe
+    cmd: python -m stages probe
     deps:
       - data/file
       - data/folder
       - requirements.txt
-      - stages/__init__.py
-      - stages/hermetic.py
+      - stages/__main__.py
+      - stages/plumbing
       - stages/probe.py
-      - stages/running.py
     params:
       - mine
     outs:
       - out/result
-"""
-BEFORE = """
-import importlib, io, multiprocessing, os, pathlib, shutil, socket, subprocess, sys, tempfile, threading
-from stages import hermetic
-"""
-AFTER = """
-os.makedirs("out", exist_ok=True)
-with open("out/result", "w") as file:
-    file.write("done")
+""",
+    "params.yaml": "mine: 1\nother: 2\n",
+    "requirements.txt": "",
+    "stages/helper.py": "VALUE = 1",
+    "stages/room/helper.py": "VALUE = 1",
+}
+PROBE = """
+import importlib, io, multiprocessing, os, pathlib, shutil, socket, subprocess
+import sys, tempfile, threading
+from stages.plumbing import hermetic
+
+{at_import}
+
+def main():
+{deed}
+    os.makedirs("out", exist_ok=True)
+    with open("out/result", "w") as file:
+        file.write("done")
 """
 
 
-def probe(folder: Path, deed: str) -> None:
-    """Make the stage do a deed, and then write its out."""
-    (folder / "stages/probe.py").write_text(BEFORE + deed + AFTER, "utf-8")
+def probe(folder: Path, deed: str, at_import: str = "") -> None:
+    """Make the stage do a deed and then write its out."""
+    body = textwrap.indent(deed or "pass", "    ")
+    text = PROBE.format(at_import=at_import, deed=body)
+    (folder / "stages/probe.py").write_text(text, "utf-8")
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A pipeline of one stage, which is guarded as ours are; some files that it does not declare."""
+    """A pipeline of one stage, started as ours are, and files it does not declare."""
     folder = tmp_path / "a project"
-    files = {
-        "dvc.yaml": PIPELINE, "params.yaml": "mine: 1\nother: 2\n", "requirements.txt": "",
-        "data/file": "1", "data/folder/sub/file": "1", "data/other": "2", "stages/helper.py": "VALUE = 1",
-    }  # fmt: skip
-    for name, text in files.items():
+    for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
     for name in PLUMBING:
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     yield folder
     shutil.rmtree(tmp_path)
 
 
-def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Start the stage by hand, warnings off so that stderr has only the stage's own lines."""
-    return run(folder, "python", "-W", "ignore", "-m", "stages.probe", **variables)
+def start(
+    folder: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Start the stage by hand, without warnings: stderr has only its own lines."""
+    command = ["python", "-W", "ignore", "-m", "stages"]
+    return run(folder, *command, *(arguments or ["probe"]), **variables)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> bool:
-    """Whether a stage was refused by exactly one line that has these words, and by exit status 1."""
+    """Whether the guard stopped the stage, in one line that has all these words."""
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("probe: stage probe "), done.stderr
     assert [word for word in words if word not in done.stderr] == [], done.stderr
@@ -83,14 +104,27 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> bool:
 DECLARED = {
     "a dep": 'open("data/file").read()',
     "a dep by its absolute path": 'open(os.path.abspath("data/file")).read()',
-    "files in a dep that is a folder": '[open(os.path.join(a, f)) for a, _, c in os.walk("data/folder") for f in c]',
+    "files in a dep that is a folder": """
+for folder, _, names in os.walk("data/folder"):
+    for name in names:
+        open(os.path.join(folder, name))
+""",
     "a param": 'assert hermetic.read_params("mine") == 1',
     "a temporary of an out": """
 os.mkdir("out")
 open("out/.result.tmp", "w").close()
 os.replace("out/.result.tmp", "out/result")
 """,
-    "its own out again": 'os.mkdir("out"); open("out/result", "w"); open("out/result"); os.remove("out/result")',
+    "its own out again": """
+os.mkdir("out")
+open("out/result", "w")
+open("out/result")
+os.remove("out/result")
+""",
+    "locking the folder of an out": """
+os.makedirs("out")
+os.close(os.open("out", os.O_RDONLY))
+""",
     "the standard library": "import wave, xml.dom.minidom",
     "the environment": "import numpy",
     "temporary files": """
@@ -102,15 +136,19 @@ with tempfile.TemporaryDirectory() as folder:
 """,
     "memory and random numbers": "os.urandom(8); io.BytesIO(b'1').read()",
     "threads and forks": """
-thread = threading.Thread(target=lambda: open("data/file").read()); thread.start(); thread.join()
-child = multiprocessing.get_context("fork").Process(target=print); child.start(); child.join()
+thread = threading.Thread(target=lambda: open("data/file").read())
+thread.start()
+thread.join()
+child = multiprocessing.get_context("fork").Process(target=print)
+child.start()
+child.join()
 assert child.exitcode == 0
 """,
 }
 
 
 @pytest.mark.parametrize("deed", DECLARED.values(), ids=DECLARED)
-def test_what_is_declared_and_what_leaves_no_trace_is_allowed(project, deed):
+def test_what_is_declared_or_leaves_no_trace_is_allowed(project, deed):
     probe(project, deed)
     done = start(project)
     assert (done.returncode, done.stderr) == (0, "")
@@ -118,7 +156,10 @@ def test_what_is_declared_and_what_leaves_no_trace_is_allowed(project, deed):
 
 
 READ = ["reads data/other", 'add "- data/other" to its deps']
+READ_HELPER = ["reads stages/helper.py", 'add "- stages/helper.py" to its deps']
+READ_OUT = ["reads out,", 'add "- out" to its deps']
 WRITE = ["writes data/new", 'add "- data/new" to its outs']
+PROGRAM = ["starts a program", "do its work in Python"]
 UNDECLARED = {
     "open": ('open("data/other")', READ),
     "os.open": ('os.open("data/other", os.O_RDONLY)', READ),
@@ -129,51 +170,101 @@ UNDECLARED = {
     "another current folder": ('os.chdir("data"); open("other")', READ),
     "a path through /proc": ('open("/proc/self/cwd/data/other")', ["data/other"]),
     "a file that is not there": ('open("data/none")', ["reads data/none"]),
-    "a thread": ('t = threading.Thread(target=open, args=["data/other"]); t.start(); t.join()', READ),
+    "a thread": (
+        'thread = threading.Thread(target=open, args=["data/other"])\n'
+        "thread.start(); thread.join()",
+        READ,
+    ),
     "a folder": ('os.listdir("data")', ["reads data,", 'add "- data" to its deps']),
     "a tree": ('list(os.walk("data"))', ["reads data,"]),
     "a pattern": ('list(pathlib.Path("data").glob("*"))', ["reads data,"]),
+    "the folder of an out": ('os.makedirs("out"); os.listdir("out")', READ_OUT),
+    "the open folder of an out": (
+        'os.makedirs("out"); os.listdir(os.open("out", os.O_RDONLY))',
+        READ_OUT,
+    ),
     "copying": ('shutil.copy("data/other", tempfile.mkdtemp())', READ),
-    "importing": ("import stages.helper", ["reads stages/helper.py", 'add "- stages/helper.py" to its deps']),
-    "importing by name": ('importlib.import_module("stages.helper")', ["stages/helper.py"]),
+    "importing": ("import stages.helper", READ_HELPER),
+    "importing by name": (
+        'importlib.import_module("stages.helper")',
+        ["stages/helper.py"],
+    ),
+    "importing from a room": (
+        "import stages.room.helper",
+        ["reads stages/room", 'add "- stages/room" to its deps'],
+    ),
     "dvc.yaml": ('open("dvc.yaml")', ["reads dvc.yaml"]),
     "Git": ('open(".git/HEAD")', ["reads .git/HEAD"]),
-    "the cache of DVC": ('open(".dvc/cache/files/md5/00/1")', ["reads .dvc/cache/files/md5/00/1"]),
-    "params.yaml itself": ('open("params.yaml")', ["reads params.yaml", "use hermetic.read_params(KEY)"]),
-    "another section": ('hermetic.read_params("other")', ["reads other", 'add "- other" to its params']),
+    "the cache of DVC": (
+        'open(".dvc/cache/files/md5/00/1")',
+        ["reads .dvc/cache/files/md5/00/1"],
+    ),
+    "params.yaml itself": (
+        'open("params.yaml")',
+        ["reads params.yaml", "use hermetic.read_params(KEY)"],
+    ),
+    "another section": (
+        'hermetic.read_params("other")',
+        ["reads other", 'add "- other" to its params'],
+    ),
     "writing": ('open("data/new", "w")', WRITE),
     "appending": ('open("data/other", "a")', ["writes data/other"]),
-    "updating a dep": ('open("data/file", "r+")', ["writes data/file", 'add "- data/file" to its outs']),
-    "renaming from": ('os.mkdir("out"); os.rename("data/other", "out/result")', ["writes data/other"]),
+    "updating a dep": (
+        'open("data/file", "r+")',
+        ["writes data/file", 'add "- data/file" to its outs'],
+    ),
+    "renaming from": (
+        'os.mkdir("out"); os.rename("data/other", "out/result")',
+        ["writes data/other"],
+    ),
     "renaming to": ('os.rename("data/file", "data/new")', ["data/file"]),
     "removing": ('os.remove("data/other")', ["writes data/other"]),
     "removing a dep": ('os.remove("data/file")', ["writes data/file"]),
-    "removing a tree": ('shutil.rmtree("data/folder/sub")', ["writes data/folder/sub/file"]),
+    "removing a tree": (
+        'shutil.rmtree("data/folder/sub")',
+        ["writes data/folder/sub/file"],
+    ),
     "making a folder": ('os.makedirs("data/new")', WRITE),
     "linking": ('os.link("data/file", "data/new")', ["data/file"]),
     "a symbolic link": ('os.symlink("file", "data/new")', WRITE),
     "truncating": ('os.truncate("data/other", 0)', ["writes data/other"]),
     "a mode": ('os.chmod("data/other", 0o600)', ["writes data/other"]),
-    "a temporary in the repository": ('tempfile.mkstemp(dir="data")', ["writes data/tmp"]),
-    "another's data": ('open("/home/someone/data.csv")', ["reads /home/someone/data.csv", "outside the repository"]),
-    "another's folder": ('os.listdir("/home/someone")', ["reads /home/someone", "outside the repository"]),
-    "writing elsewhere": ('open("/home/someone/result", "w")', ["writes /home/someone/result"]),
-    "a program": ('subprocess.run(["true"])', ["starts a program", "do its work in Python"]),
+    "a temporary in the repository": (
+        'tempfile.mkstemp(dir="data")',
+        ["writes data/tmp"],
+    ),
+    "another's data": (
+        'open("/home/someone/data.csv")',
+        ["reads /home/someone/data.csv", "outside the repository"],
+    ),
+    "another's folder": (
+        'os.listdir("/home/someone")',
+        ["reads /home/someone", "outside the repository"],
+    ),
+    "writing elsewhere": (
+        'open("/home/someone/result", "w")',
+        ["writes /home/someone/result"],
+    ),
+    "a program": ('subprocess.run(["true"])', PROGRAM),
     "a shell": ('os.system("true")', ["starts a program"]),
-    "another program instead": ('os.execv("/bin/true", ["true"])', ["starts a program"]),
+    "another program instead": (
+        'os.execv("/bin/true", ["true"])',
+        ["starts a program"],
+    ),
     "an unguarded process": (
-        'multiprocessing.get_context("spawn").Process(target=print).start()', ["starts a program"],
+        'multiprocessing.get_context("spawn").Process(target=print).start()',
+        ["starts a program"],
     ),
     "a server": ('socket.create_connection(("127.0.0.1", 9))', ["uses the network"]),
     "a name": ('socket.getaddrinfo("localhost", 80)', ["uses the network"]),
     "listening": ('socket.socket().bind(("127.0.0.1", 0))', ["uses the network"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("deed", "words"), UNDECLARED.values(), ids=UNDECLARED)
-def test_what_is_not_declared_is_refused_by_one_line_and_nothing_is_written(project, deed, words):
+def test_what_is_not_declared_is_refused_in_one_line(project, deed, words):
     before = contents(project, ".")
-    probe(project, "if True:\n    " + deed)
+    probe(project, deed)
     done = start(project)
     if "Thread" in deed:  # Python shows the traceback of a thread's error
         done.stderr = done.stderr[done.stderr.rindex("probe: ") :]
@@ -182,8 +273,23 @@ def test_what_is_not_declared_is_refused_by_one_line_and_nothing_is_written(proj
     assert {**after, "stages/probe.py": b""} == {**before, "stages/probe.py": b""}
 
 
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [('open("data/other")', READ), ("import stages.helper", READ_HELPER)],
+)
+def test_the_guard_holds_while_the_stage_is_imported(project, deed, words):
+    probe(project, "", at_import=deed)
+    assert refused(start(project), *words)
+    assert not (project / "out").exists()
+
+
 SWALLOWED = {
-    "before it writes": 'try:\n    open("data/other")\nexcept OSError:\n    pass\n',
+    "before it writes": """
+try:
+    open("data/other")
+except OSError:
+    pass
+""",
     "and every later error": """
 import contextlib
 with contextlib.suppress(BaseException):
@@ -205,37 +311,58 @@ sys.exit(0)
 
 
 @pytest.mark.parametrize("deed", SWALLOWED.values(), ids=SWALLOWED)
-def test_a_stage_that_swallows_the_refusal_still_fails_and_says_why(project, deed):
+def test_a_stage_that_swallows_the_error_still_fails_and_says_why(project, deed):
     probe(project, deed)
     assert refused(start(project), *READ)
     result = project / "out/result"
     assert not result.exists() or result.read_text() == ""
 
 
-def test_a_link_to_a_file_that_is_not_declared_is_refused(project):
+def test_a_link_to_an_undeclared_file_is_refused(project):
     (project / "data/folder/link").symlink_to("../other")
     (project / "link").symlink_to("data/other")
     probe(project, 'open("link")')
     assert refused(start(project), "reads link")
 
 
-def test_a_stage_that_dvc_yaml_does_not_name_is_left_alone_by_hand_and_refused_under_dvc(project):
-    edit(project / "dvc.yaml", "python -m stages.probe", "python -m stages.another")
-    probe(project, 'open("data/other")')
-    assert start(project).returncode == 0
-    done = start(project, DVC_STAGE="gone")
+@pytest.mark.parametrize(
+    ("name", "variables"), [("another", {}), ("probe", {"DVC_STAGE": "gone"})]
+)
+def test_a_stage_that_dvc_yaml_does_not_name_is_refused(project, name, variables):
+    """By hand and under DVC."""
+    shutil.copy(project / "stages/helper.py", project / "stages/another.py")
+    probe(project, "")
+    done = start(project, name, **variables)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "gone" in done.stderr
+    assert f"stage {variables.get('DVC_STAGE', name)} is in no dvc.yaml" in done.stderr
+    assert not (project / "out").exists()
+
+
+def test_a_process_that_names_no_stage_is_left_alone(project):
+    program = """
+from stages.plumbing import hermetic
+assert hermetic.enforce() is None
+print(open("data/other").read())
+"""
+    assert succeed(project, "python", "-c", program) == "2\n"
+
+
+@pytest.mark.parametrize("arguments", [["probe", "another"], ["--help", "probe"]])
+def test_a_stage_takes_no_arguments(project, arguments):
+    probe(project, "")
+    done = start(project, *arguments)
+    assert (done.returncode, done.stderr) == (1, "usage: python -m stages STAGE\n")
 
 
 def under_dvc(folder: Path) -> None:
-    """Make the project a repository of Git and DVC, with this stage's first run committed."""
+    """Make the project a repository of Git and DVC, and commit it."""
     succeed(folder, "git", "init", "--quiet")
     succeed(folder, "git", "config", "user.name", "A")
     succeed(folder, "git", "config", "user.email", "a@example.org")
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\nanalytics = false\n", "utf-8")
     (folder / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n", "utf-8")
+    (folder / ".dvcignore").write_text("__pycache__/\n", "utf-8")
     (folder / ".gitignore").write_text("__pycache__/\n/out\n/.venv\n", "utf-8")
     commit(folder)
 
@@ -244,35 +371,45 @@ WAYS = [
     pytest.param(["repro"], [], id="repro"),
     pytest.param(["exp", "run"], [], id="experiment"),
     pytest.param(["exp", "run", "--temp"], [], id="in a copy"),
-    pytest.param(["exp", "run", "--queue"], ["exp", "run", "--run-all"], id="queue", marks=pytest.mark.slow),
+    pytest.param(
+        ["exp", "run", "--queue"],
+        ["exp", "run", "--run-all"],
+        id="queue",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("command", "last"), WAYS)
-def test_each_way_that_dvc_runs_a_stage_is_guarded(project, command, last):
-    """The stage first does what it may and then what it may not."""
+def test_every_way_in_which_dvc_runs_a_stage_is_guarded(project, command, last):
+    """The stage first does what it may, and then what it may not."""
     probe(project, "")
     under_dvc(project)
+    allowed = 'open("data/file"); print(hermetic.read_params("mine"), "is mine")'
     printed = ""
-    for deed in ('open("data/file"); print(hermetic.read_params("mine"), "is mine")', 'open("data/other")'):
+    for deed in (allowed, 'open("data/other")'):
         probe(project, deed)
         done = run(project, "dvc", *command)
         printed += done.stdout + done.stderr
     if last:
         run(project, "dvc", *last)
-        printed = "".join(log.read_text("utf-8") for log in (project / ".dvc/tmp/exps/run").rglob("*.out"))
+        logs = (project / ".dvc/tmp/exps/run").rglob("*.out")
+        printed = "".join(log.read_text("utf-8") for log in logs)
     assert printed.count("\n1 is mine\n") == 1, printed
-    assert printed.count("\nprobe: stage probe reads data/other, which dvc.yaml does not declare: add") == 1, printed
+    reads = "reads data/other, which dvc.yaml does not declare: add"
+    assert printed.count(f"\nprobe: stage probe {reads}") == 1, printed
 
 
 def test_the_environment_may_lie_inside_the_repository(project):
     """A real one, with the one package that the guard needs."""
-    succeed(project, sys.executable, "-m", "venv", "--without-pip", "--symlinks", ".venv")
+    venv = ["-m", "venv", "--without-pip", "--symlinks", ".venv"]
+    succeed(project, sys.executable, *venv)
     packages = next((project / ".venv").glob("lib*/python*/site-packages"))
     shutil.copytree(Path(yaml.__file__).parent, packages / "yaml")
     (packages / "ours.py").write_text("", "utf-8")
-    probe(project, f"import ours; assert sys.prefix == {str(project / '.venv')!r}; open('data/file')")
-    command = [".venv/bin/python", "-m", "stages.probe"]
+    inside = f"assert sys.prefix == {str(project / '.venv')!r}"
+    probe(project, f"import ours\n{inside}\nopen('data/file')")
+    command = [".venv/bin/python", "-m", "stages", "probe"]
     assert run(project, *command).returncode == 0
     probe(project, 'open("data/other")')
     assert refused(run(project, *command), *READ)
@@ -286,26 +423,66 @@ def test_deps_and_outs_may_be_links_into_the_cache(clone, kind):
     succeed(clone, "dvc", "checkout", "--relink")
     before = contents(clone, "models", "metrics")
     assert (clone / "data/tensors.npz").is_symlink() == (kind == "symlink")
-    succeed(clone, "python", "-m", "stages.baseline")
+    succeed(clone, "python", "-m", "stages", "baseline")
     assert contents(clone, "models", "metrics") == before
 
 
-# What dvc.yaml says, and what it means: deps, outs and params. The stage is named s; the files lie in folder `at`.
+class Case(NamedTuple):
+    """A stage in dvc.yaml, and the paths and params that it declares."""
+
+    text: str
+    deps: str = ""
+    outs: str = ""
+    params: str = ""
+    folder: str = "."
+    """The folder of dvc.yaml."""
+    stage: str = "s"
+
+
 DECLARATIONS = {
-    "plain": (".", "cmd: c, deps: [a, b/], params: [p, q.r], outs: [o]", "a b", "o", "params.yaml:p params.yaml:q.r"),
-    "options": (".", "cmd: c, outs: [{o: {cache: false}}], metrics: [m], plots: [{p: {x: n}}]", "", "o m p", ""),
-    "wdir": (".", "cmd: c, wdir: w, deps: [a, ../b], params: [p], outs: [o]", "w/a b", "w/o", "w/params.yaml:p"),
-    "other params": (".", "cmd: c, params: [{f.json: [x]}, {g.toml: }]", "", "", "f.json:x g.toml:*"),
-    "subfolder": ("sub", "cmd: c, deps: [a, ../b], params: [p], outs: [o]", "sub/a b", "sub/o", "sub/params.yaml:p"),
-    "vars": (".", "cmd: 'c ${v}', deps: ['${v}/a'], outs: ['${v}.o']", "x/a", "x.o", ""),
-    "foreach": (".", "foreach: [1, 2], do: {cmd: c, deps: ['a${item}'], outs: ['o${item}']}", "a2", "o2", "", "s@2"),
-    "matrix": (".", "matrix: {n: [1, 2]}, cmd: c, outs: ['o${item.n}']", "", "o2", "", "s@2"),
+    "plain": Case(
+        "cmd: c, deps: [a, b/], params: [p, q.r], outs: [o]",
+        deps="a b",
+        outs="o",
+        params="params.yaml:p params.yaml:q.r",
+    ),
+    "options": Case(
+        "cmd: c, outs: [{o: {cache: false}}], metrics: [m], plots: [{p: {x: n}}]",
+        outs="o m p",
+    ),
+    "wdir": Case(
+        "cmd: c, wdir: w, deps: [a, ../b], params: [p], outs: [o]",
+        deps="w/a b",
+        outs="w/o",
+        params="w/params.yaml:p",
+    ),
+    "other params": Case(
+        "cmd: c, params: [{f.json: [x]}, {g.toml: }]", params="f.json:x g.toml:*"
+    ),
+    "subfolder": Case(
+        "cmd: c, deps: [a, ../b], params: [p], outs: [o]",
+        deps="sub/a b",
+        outs="sub/o",
+        params="sub/params.yaml:p",
+        folder="sub",
+    ),
+    "vars": Case(
+        "cmd: 'c ${v}', deps: ['${v}/a'], outs: ['${v}.o']", deps="x/a", outs="x.o"
+    ),
+    "foreach": Case(
+        "foreach: [1, 2], do: {cmd: c, deps: ['a${item}'], outs: ['o${item}']}",
+        deps="a2",
+        outs="o2",
+        stage="s@2",
+    ),
+    "matrix": Case(
+        "matrix: {n: [1, 2]}, cmd: c, outs: ['o${item.n}']", outs="o2", stage="s@2"
+    ),
 }
 
 
 @pytest.mark.parametrize("case", DECLARATIONS.values(), ids=DECLARATIONS)
-def test_a_declaration_is_what_dvc_takes_it_for(tmp_path, case):
-    at, text, deps, outs, params, *name = case
+def test_a_declaration_is_read_as_dvc_reads_it(tmp_path, case):
     for folder in ("w", "sub", "x", "b"):
         (tmp_path / folder).mkdir()
     for file in ("params.yaml", "w/params.yaml", "sub/params.yaml"):
@@ -314,102 +491,139 @@ def test_a_declaration_is_what_dvc_takes_it_for(tmp_path, case):
     (tmp_path / "g.toml").write_text("x = 1", "utf-8")
     (tmp_path / "data.csv").write_text("1", "utf-8")
     under_dvc(tmp_path)
-    (tmp_path / "data.csv.dvc").write_text("outs: [{md5: c4ca4238a0b923820dcc509a6f75849b, path: data.csv}]", "utf-8")
-    (tmp_path / at / "dvc.yaml").write_text(f"vars: [{{v: x}}]\nstages: {{s: {{{text}}}}}", "utf-8")
-    ours = hermetic.declaration(name[0] if name else "s", str(tmp_path / at))
+    data_csv = "outs: [{md5: c4ca4238a0b923820dcc509a6f75849b, path: data.csv}]"
+    (tmp_path / "data.csv.dvc").write_text(data_csv, "utf-8")
+    dvc_yaml = f"vars: [{{v: x}}]\nstages: {{s: {{{case.text}}}}}"
+    (tmp_path / case.folder / "dvc.yaml").write_text(dvc_yaml, "utf-8")
+    ours = hermetic.declaration(case.stage, str(tmp_path / case.folder))
     assert ours is not None
 
     def absolute(names: str) -> set[str]:
-        return {str(tmp_path / each) for each in names.split()}
+        return {str(tmp_path / name) for name in names.split()}
 
-    pairs = {tuple(pair.split(":")) for pair in absolute(params)}
-    assert (ours.root, ours.deps, ours.outs, ours.params) == (str(tmp_path), absolute(deps), absolute(outs), pairs)
+    assert ours.root == str(tmp_path)
+    assert ours.deps == absolute(case.deps)
+    assert ours.outs == absolute(case.outs)
+    assert ours.params == {tuple(pair.split(":")) for pair in absolute(case.params)}
 
-    stage = next(stage for stage in Repo(str(tmp_path)).index.stages if getattr(stage, "name", None) == ours.stage)
-    files = {dep.fs_path for dep in stage.deps if not isinstance(dep, ParamsDependency)}
-    assert (ours.deps, ours.outs) == (files, {out.fs_path for out in stage.outs})
-    theirs = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
-    assert ours.params == {(dep.fs_path, key) for dep in theirs for key in dep.params or ["*"]}
+    stages = Repo(str(tmp_path)).index.stages
+    (theirs,) = (s for s in stages if getattr(s, "name", None) == ours.stage)
+    params = [dep for dep in theirs.deps if isinstance(dep, ParamsDependency)]
+    assert ours.deps == {dep.fs_path for dep in theirs.deps if dep not in params}
+    assert ours.outs == {out.fs_path for out in theirs.outs}
+    pairs = {(dep.fs_path, key) for dep in params for key in dep.params or ["*"]}
+    assert ours.params == pairs
 
 
 def test_with_a_wdir_the_line_to_add_is_relative_to_it(project):
-    text = (project / "dvc.yaml").read_text("utf-8")
     parts = project / "parts"
     parts.mkdir()
     for name in ("stages", "data", "params.yaml", "requirements.txt"):
         (project / name).rename(parts / name)
-    (project / "dvc.yaml").write_text(text.replace("    cmd:", "    wdir: parts\n    cmd:"), "utf-8")
+    edit(project / "dvc.yaml", "    cmd:", "    wdir: parts\n    cmd:")
     (project / "outer").touch()
-    for deed, words in {'open("data/other")': READ, 'open("../outer")': ['add "- ../outer" to its deps']}.items():
-        probe(parts, deed)
-        assert refused(start(parts), *words)
+    probe(parts, 'open("data/other")')
+    assert refused(start(parts), *READ)
+    probe(parts, 'open("../outer")')
+    assert refused(start(parts), 'add "- ../outer" to its deps')
 
 
-def modules(name: str) -> set[str]:
-    """The modules of stages/ that one of them imports, itself and the package included, transitively."""
-    found: set[str] = set()
-    todo = [name, "__init__"]
+def imported_files(file: Path) -> set[Path]:
+    """Return the files of stages/ that a Python file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name for name in names if name.startswith("stages.")}
+    files = {ROOT / f"{name.replace('.', '/')}.py" for name in ours}
+    return {file for file in files if file.exists()}
+
+
+def imported_units(*files: Path) -> set[str]:
+    """Return the scripts and rooms of stages/ that files are in or import, in turn."""
+    found: set[Path] = set()
+    todo = set(files)
     while todo:
-        if (name := todo.pop()) in found or not (ROOT / f"stages/{name}.py").exists():
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse((ROOT / f"stages/{name}.py").read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == "stages":
-                todo += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                todo += [(node.module or "").removeprefix("stages.")] * (node.module or "").startswith("stages.")
-            elif isinstance(node, ast.Import):
-                todo += [each.name.removeprefix("stages.") for each in node.names if each.name.startswith("stages.")]
-    return {f"stages/{name}.py" for name in found}
+        found |= todo
+        todo = {new for file in todo for new in imported_files(file)} - found
+    paths = [file.relative_to(ROOT) for file in found]
+    return {
+        str(path if path.parent == Path("stages") else path.parent) for path in paths
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_modules_that_a_stage_imports_are_its_deps_and_the_other_way_round(stage):
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"][stage]["deps"]
-    assert modules(stage) == {dep for dep in declared if dep.endswith(".py")}
+def test_a_stage_declares_exactly_the_scripts_and_rooms_it_imports(stage):
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    declared = {dep for dep in stages[stage]["deps"] if dep.startswith("stages/")}
+    files = [ROOT / "stages/__main__.py", ROOT / f"stages/{stage}.py"]
+    assert imported_units(*files) == declared
 
 
 UNUSED = """
-import os, runpy, sys
-os.environ["DVC_STAGE"], sys.argv = sys.argv[1], ["-m"]
-import stages
-from stages import hermetic
-runpy.run_module("stages." + os.environ["DVC_STAGE"], run_name="__main__")
-declared = hermetic._guard.declared
-print("unused:", sorted(map(str, {*declared.deps, *declared.params} - hermetic._guard.used)))
+import sys
+from stages.__main__ import main
+from stages.plumbing import hermetic
+
+guards = []
+enforce = hermetic.enforce
+hermetic.enforce = lambda *args, **options: guards.append(enforce(*args, **options))
+main()
+(guard,) = guards
+declared = {*guard.declared.deps, *guard.declared.params}
+print("unused:", sorted(map(str, declared - guard.used)))
 """
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_all_that_it_declares(lent, stage):
-    """What it declares and does not read makes DVC run it for nothing."""
-    assert succeed(lent, "python", "-c", UNUSED, stage).splitlines()[-1] == "unused: []"
+    """DVC would rerun it for nothing when what it does not read changes."""
+    printed = succeed(lent, "python", "-c", UNUSED, stage)
+    assert printed.splitlines()[-1] == "unused: []"
+
+
+CALLS = [
+    *("openat", "open", "creat", "rename", "renameat", "renameat2", "unlink"),
+    *("unlinkat", "mkdir", "mkdirat", "rmdir", "link", "symlink", "truncate"),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_kernel_sees_no_file_that_the_guard_has_not_seen(clone, stage):
-    """Files that C code opens by itself included: under strace, all in the clone are declared."""
+    """strace also shows the files that C code opens by itself."""
     log = clone.parent / "log"
-    calls = "openat,open,creat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,symlink,truncate"
-    command = ["python", "-m", f"stages.{stage}"]
-    succeed(clone, "strace", "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={calls}", "-o", str(log), *command)
+    options = ["-f", "-qq", "-y", "-s", "4096", "-e", f"trace={','.join(CALLS)}"]
+    command = ["python", "-m", "stages", stage]
+    succeed(clone, "strace", *options, "-o", str(log), *command)
     declared = hermetic.declaration(stage, folder=str(clone))
     assert declared is not None
-    own = {str(clone / name) for name in (".", "dvc.yaml", "params.yaml", "stages", "data", "models", "metrics")}
-    own |= declared.deps | declared.outs | {hermetic.temporary(out) for out in declared.outs}
-    own |= {str(clone / "stages/__pycache__")} | (
-        {str(clone / "data/mnist_sample.tgz")} if stage == "download" else set()
-    )
+    temporaries = {hermetic.temporary(out) for out in declared.outs}
+    paths = declared.deps | declared.outs | temporaries
+    # The folders are opened to look for modules, and to lock those of the outs.
+    names = [".", "dvc.yaml", "params.yaml", "stages", "data", "models", "metrics"]
+    own = {str(clone / name) for name in [*names, "stages/__pycache__"]}
+    if stage == "download":
+        own |= {str(clone / "data/mnist_sample.tgz")}
+
+    def is_declared(name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}/") for path in paths)
+
     seen = set()
     for line in log.read_text("utf-8", "replace").splitlines():
         if line.endswith(")") or "= -1 " in line or "resumed" in line:
             continue
         opened = re.search(r"= \d+<(.+)>$", line)
-        names = [opened[1]] if opened else re.findall(r'"([^"]*)"', line)
-        seen |= {os.path.normpath(clone / name) for name in names}
-    inside = {name for name in seen if name == str(clone) or name.startswith(f"{clone}/")}
-    assert f"{clone}/stages/hermetic.py" in {re.sub(r"__pycache__/(\w+)\..*", r"\1.py", name) for name in inside}
-    sources = {re.sub(r"__pycache__/(\w+)\.[^/]*$", r"\1.py", name) for name in inside}
-    assert sources - own == set()
+        found = [opened[1]] if opened else re.findall(r'"([^"]*)"', line)
+        seen |= {os.path.normpath(clone / name) for name in found}
+    inside = {
+        re.sub(r"__pycache__/(\w+)\.[^/]*$", r"\1.py", name)  # a .pyc is its source
+        for name in seen
+        if name == str(clone) or name.startswith(f"{clone}/")
+    }
+    assert f"{clone}/stages/plumbing/hermetic.py" in inside
+    assert {name for name in inside if not is_declared(name)} - own == set()

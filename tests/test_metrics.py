@@ -1,4 +1,4 @@
-"""The measures against scikit-learn, and the interval against SciPy."""
+"""The metrics compared with scikit-learn, and the interval with SciPy."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
-from stages import metrics
+from stages.model import metrics
+from stages.model.metrics import classification_metrics
 
 
 @st.composite
 def labelled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    """Actual and predicted labels; some classes may never occur or never be predicted."""
+    """Draw actual and predicted labels; a class may be missing in either."""
     count = draw(st.sampled_from([2, 10]))
     label = st.integers(0, count - 1)
     pairs = draw(st.lists(st.tuples(label, label), min_size=1, max_size=60))
@@ -22,19 +23,32 @@ def labelled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     return actual, predicted.astype(np.int64), count
 
 
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Draw scores, often tied, of positives and negatives: at least one of both."""
+    score = st.sampled_from([-2.5, 0.0, 1e-9, 1.0, 7.0]) | st.floats(-1e6, 1e6)
+    pairs = st.lists(st.tuples(score, st.booleans()), min_size=2)
+    both = pairs.filter(lambda pairs: len({positive for _, positive in pairs}) == 2)
+    scores, positive = zip(*draw(both), strict=True)
+    return np.array(scores), np.array(positive)
+
+
 @given(labelled())
-def test_confusion_matrix_has_a_row_for_each_actual_class(data):
+def test_the_confusion_matrix_has_a_row_per_actual_class(data):
     actual, predicted, count = data
+    matrix = metrics.confusion_matrix(actual, predicted, count)
     expected = sk.confusion_matrix(actual, predicted, labels=range(count))
-    np.testing.assert_array_equal(metrics.confusion_matrix(actual, predicted, count), expected)
+    np.testing.assert_array_equal(matrix, expected)
 
 
 @given(labelled())
-def test_precision_recall_and_f1_equal_scikit_learn_also_where_a_class_is_missing(data):
+def test_precision_recall_and_f1_equal_scikit_learn_even_without_a_class(data):
     actual, predicted, count = data
     classes = [f"class {i}" for i in range(count)]
-    result = metrics.measures(actual, predicted, classes)
-    expected = sk.precision_recall_fscore_support(actual, predicted, labels=range(count), zero_division=0)
+    result = classification_metrics(actual, predicted, classes)
+    expected = sk.precision_recall_fscore_support(
+        actual, predicted, labels=range(count), zero_division=0
+    )
     for name, values in zip(("precision", "recall", "f1"), expected, strict=False):
         assert list(result[name]) == classes
         assert list(result[name].values()) == pytest.approx(values.tolist())
@@ -44,62 +58,77 @@ def test_precision_recall_and_f1_equal_scikit_learn_also_where_a_class_is_missin
 @pytest.mark.parametrize("count", [2, 10])
 def test_balanced_accuracy_and_log_loss_equal_scikit_learn(count):
     random = np.random.default_rng(count)
-    actual = np.append(np.arange(count), random.integers(count, size=300)).astype(np.uint8)
+    labels = np.append(np.arange(count), random.integers(count, size=300))
+    actual = labels.astype(np.uint8)
     probabilities = random.dirichlet(np.ones(count), len(actual))
     predicted = probabilities.argmax(1)
-    result = metrics.measures(actual, predicted, [str(i) for i in range(count)], None, probabilities)
-    assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(actual, predicted))
-    assert result["log_loss"] == pytest.approx(sk.log_loss(actual, probabilities, labels=range(count)))
+    classes = [str(i) for i in range(count)]
+    result = classification_metrics(actual, predicted, classes, None, probabilities)
+    balanced_accuracy = sk.balanced_accuracy_score(actual, predicted)
+    log_loss = sk.log_loss(actual, probabilities, labels=range(count))
+    assert result["balanced_accuracy"] == pytest.approx(balanced_accuracy)
+    assert result["log_loss"] == pytest.approx(log_loss)
 
 
-def test_a_probability_of_zero_costs_no_more_than_scikit_learn_says():
+def test_a_probability_of_zero_costs_what_it_costs_in_scikit_learn():
     actual, probabilities = np.array([0, 1]), np.array([[0.0, 1.0], [0.5, 0.5]])
-    assert metrics.log_loss(probabilities, actual) == pytest.approx(sk.log_loss(actual, probabilities))
+    expected = sk.log_loss(actual, probabilities)
+    assert metrics.log_loss(probabilities, actual) == pytest.approx(expected)
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([-2.5, 0.0, 1e-9, 1.0, 7.0]) | st.floats(-1e6, 1e6), st.booleans()), min_size=2)
-    .map(lambda pairs: ([score for score, _ in pairs], [positive for _, positive in pairs]))
-    .filter(lambda lists: len(set(lists[1])) == 2)
+@given(scored())
+def test_auc_equals_scikit_learn_with_and_without_ties(data):
+    scores, positive = data
+    expected = sk.roc_auc_score(positive, scores)
+    assert metrics.auc(scores, positive) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([2, 1, 0, 0], 1), ([0, 0, 1, 2], 0), ([5, 5, 5, 5], 0.5)]
 )
-def test_auc_equals_scikit_learn_with_ties_and_without(lists):
-    scores, positive = np.array(lists[0]), np.array(lists[1])
-    assert metrics.auc(scores, positive) == pytest.approx(sk.roc_auc_score(positive, scores))
-
-
-@pytest.mark.parametrize(("scores", "expected"), [([2, 1, 0, 0], 1), ([0, 0, 1, 2], 0), ([5, 5, 5, 5], 0.5)])
 def test_auc_of_perfect_reversed_and_constant_scores(scores, expected):
-    assert metrics.auc(np.array(scores, float), np.array([True, True, False, False])) == expected
+    positive = np.array([True, True, False, False])
+    assert metrics.auc(np.array(scores, float), positive) == expected
 
 
 def test_the_first_class_is_the_positive_one_of_the_auc():
-    result = metrics.measures(np.array([0, 0, 1]), np.array([0, 0, 1]), ["3", "7"], np.array([0.9, 0.8, 0.1]))
-    assert result["auc"] == 1
+    labels, scores = np.array([0, 0, 1]), np.array([0.9, 0.8, 0.1])
+    assert classification_metrics(labels, labels, ["3", "7"], scores)["auc"] == 1
 
 
-@pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (1, 3), (926 + 1013, 2038), (7, 1_000_000)])
-def test_wilson_interval_equals_scipy(correct, total):
+@pytest.mark.parametrize(
+    ("correct", "total"),
+    [(0, 10), (10, 10), (1, 3), (926 + 1013, 2038), (7, 1_000_000)],
+)
+def test_the_wilson_interval_equals_scipy(correct, total):
     expected = binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    assert metrics.wilson(correct, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    interval = metrics.wilson(correct, total)
+    assert interval == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@given(st.integers(1, 10**6).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilson_bounds_solve_the_score_equation_around_the_proportion(proportion):
-    """The bounds p are where |share - p| is 1.96 standard errors of p (Wilson 1927)."""
-    correct, total = proportion
+@given(st.data(), st.integers(1, 10**6))
+def test_the_wilson_bounds_solve_the_score_equation_around_the_proportion(data, total):
+    """A bound p is 1.96 of its standard errors from the proportion (Wilson 1927)."""
+    correct = data.draw(st.integers(0, total))
     low, high = metrics.wilson(correct, total)
     assert -1e-12 <= low <= correct / total + 1e-12
     assert correct / total - 1e-12 <= high <= 1 + 1e-12
     for p in (low, high):
-        assert (correct / total - p) ** 2 == pytest.approx(norm.ppf(0.975) ** 2 * p * (1 - p) / total, abs=1e-9)
+        squared_error = norm.ppf(0.975) ** 2 * p * (1 - p) / total
+        assert (correct / total - p) ** 2 == pytest.approx(squared_error, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("count", "given", "absent"), [(2, "scores", "log_loss"), (2, "probabilities", "auc"), (3, "", "auc")]
+    ("count", "given", "absent"),
+    [(2, "scores", "log_loss"), (2, "probabilities", "auc"), (3, "", "auc")],
 )
 def test_auc_and_log_loss_appear_only_with_what_they_need(count, given, absent):
-    actual = np.arange(count)
-    more: dict[str, Any] = {"scores": np.zeros(count), "probabilities": np.full((count, count), 1 / count)}
-    result = metrics.measures(actual, actual, list("abc")[:count], **{k: v for k, v in more.items() if k == given})
+    actual, classes = np.arange(count), list("abc")[:count]
+    optional: dict[str, Any] = {
+        "scores": np.zeros(count),
+        "probabilities": np.full((count, count), 1 / count),
+    }
+    arguments = {given: optional[given]} if given else {}
+    result = classification_metrics(actual, actual, classes, **arguments)
     assert absent not in result
     assert len(result) == 7 + bool(given)

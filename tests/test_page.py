@@ -1,14 +1,16 @@
-"""The report's page, in a real browser: its models answer as JAX does, and it needs nothing from outside.
+"""The report's page in a real browser: it classifies as JAX does and loads nothing.
 
-The browser is driven by chromedriver, spoken to by the W3C's WebDriver protocol.
+The browser is driven by chromedriver over the W3C's WebDriver protocol.
 """
 
 import base64
+import io
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
@@ -17,15 +19,17 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from stages import artifacts, linear, metrics
 from stages.baseline import distances
+from stages.model import linear, metrics
+from stages.page import charts, pictures
+from stages.plumbing import artifacts
 from tests.conftest import copy, succeed
 
 HOSTILE = ['<img src=x onerror="window.broken = 1">', "<script>window.broken = '&"]
@@ -37,25 +41,104 @@ INVENTED = [
 IDS = ["real", "hostile names", "ten classes of 64 x 64", "one versus rest"]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no browser: install chromium and chromedriver (apt install chromium-driver)"
+    not (BROWSER and DRIVER),
+    reason="no browser: apt install chromium chromium-driver",
 )
-FLAGS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-         "disable-component-update", "disable-sync"]  # fmt: skip
+FLAGS = [
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
+    *("disable-background-networking", "disable-component-update", "disable-sync"),
+]
 
-labels = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.99, 1.0])), min_size=2)
+probabilities = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.99, 1.0])
+labels = st.lists(st.tuples(st.booleans(), probabilities), min_size=2)
+limits = st.floats(-1e9, 1e9)
+
+
+@given(limits, limits)
+def test_ticks_are_round_numbers_inside_the_range(first, second):
+    low, high = min(first, second), max(first, second)
+    assume(high - low > 1e-9 * max(abs(low), abs(high), 1e-9))
+    ticks = charts.ticks(low, high)
+    assert 2 <= len(ticks) <= 7
+    assert low <= ticks[0]
+    assert ticks[-1] <= high
+    exact = [Decimal(str(tick)) for tick in ticks]
+    step = exact[1] - exact[0]
+    assert step.normalize().as_tuple().digits in ((1,), (2,), (5,))
+    assert exact == [exact[0] + i * step for i in range(len(ticks))]
+    assert all(tick % step == 0 for tick in exact)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.1, 0.3, [0.1, 0.15, 0.2, 0.25, 0.3]),
+        (1, 20, [5, 10, 15, 20]),
+        (-0.03, 0.02, [-0.03, -0.02, -0.01, 0, 0.01, 0.02]),
+        (0.5, 0.5, [0.5]),
+    ],
+)
+def test_ticks_of_some_ranges(low, high, expected):
+    assert charts.ticks(low, high) == expected
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_captions_of_a_gallery_fit_below_their_image(name):
+    font = ImageFont.load_default(pictures.FONT_SIZE)
+    lines = pictures._wrap(f"12345: {name} predicted as {name}", font)
+    assert 1 <= len(lines) <= pictures.MAX_LINES
+    assert all(font.getlength(line) < pictures.SIDE + pictures.GAP for line in lines)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (20, 31), (1, 1), (500, 3), (600, 400)])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_a_gallery_has_as_many_columns_as_asked_and_no_empty_row(shape, count):
+    images = np.random.default_rng(0).random((count, *shape))
+    tiles = pictures.grayscale(images)
+    file, again = (pictures.gallery(tiles, ["a"] * count, 5) for _ in range(2))
+    assert file == again
+    with Image.open(io.BytesIO(file)) as sheet:
+        assert sheet.width == (pictures.SIDE + pictures.GAP) * max(1, min(count, 5))
+        rows, longest = max(1, -(-count // 5)), pictures.SIDE + pictures.GAP
+        assert sheet.height <= rows * (longest + pictures.LINE_HEIGHT)
+        assert sheet.info == {}
+
+
+def test_a_gallery_shows_every_pixel_as_a_square():
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2) * 80
+    file = io.BytesIO(pictures.gallery(pictures.grayscale(image[None]), ["a"], 5))
+    with Image.open(file) as sheet:
+        start, half = pictures.GAP // 2, pictures.SIDE // 2
+        corners = [start, start + half - 1, start + half, start + 2 * half - 1]
+        grid = [[sheet.getpixel((x, y)) for x in corners] for y in corners]
+    expected = image.repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(grid, expected[..., None].repeat(3, 2))
+
+
+def test_weights_go_from_blue_over_white_to_red():
+    images = pictures.diverging(np.array([[[-2.0, 0.0, 2.0]]]))
+    low, zero, high = np.asarray(images[0].convert("RGBA"))[0].tolist()
+    assert low == [*pictures.BLUE, 254]
+    assert zero[3] == 0
+    assert high == [*pictures.RED, 254]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
-def test_mcnemar_equals_a_binomial_test_of_the_images_that_one_model_alone_gets_right(pairs):
+def test_mcnemar_equals_a_binomial_test_of_images_only_one_model_gets_right(pairs):
     first, second = np.array(pairs).T
     gains, losses, p = metrics.mcnemar(first, second)
     assert (gains, losses) == ((first > second).sum(), (second > first).sum())
-    assert p == pytest.approx(binomtest(gains, gains + losses).pvalue if gains + losses else 1.0)
+    assert p == pytest.approx(
+        binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+    )
 
 
 def test_mcnemar_of_many_images_is_quick_and_exact():
     first = np.arange(40_000) < 20_300
-    assert metrics.mcnemar(first, ~first)[2] == pytest.approx(binomtest(20_300, 40_000).pvalue)
+    assert metrics.mcnemar(first, ~first)[2] == pytest.approx(
+        binomtest(20_300, 40_000).pvalue
+    )
 
 
 @given(labels.filter(lambda rows: len({positive for positive, _ in rows}) == 2))
@@ -74,40 +157,54 @@ def test_calibration_equals_scikit_learn(rows):
     assert total.sum() == len(rows)
 
 
-def invent(folder: Path, classes: list[str], shape: tuple[int, int], loss: str, distance: str) -> Path:
-    """Write what the report stage reads, of random images and models, and run it."""
+def invent(
+    folder: Path, classes: list[str], shape: tuple[int, int], loss: str, distance: str
+) -> Path:
+    """Write random images and models, and run the report stage on them."""
     random = np.random.default_rng(0)
-    count = len(classes)
+    count, pixels = len(classes), shape[0] * shape[1]
     outputs = 1 if count == 2 else count
     images = random.integers(0, 256, (60, *shape), np.uint8)
     actual = (np.arange(60) % count).astype(np.uint8)
     means = random.random((count, *shape), np.float32)
-    weights = random.normal(0, 4 / np.sqrt(np.prod(shape)), (np.prod(shape), outputs)).astype(np.float32)
+    weights = random.normal(0, 4 / np.sqrt(pixels), (pixels, outputs))
+    weights = weights.astype(np.float32)
     for name in ("data", "models"):
         (folder / name).mkdir(exist_ok=True)
     np.savez(
-        folder / artifacts.TENSORS, train_images=images, train_labels=actual, valid_images=images, valid_labels=actual,
+        folder / artifacts.TENSORS,
+        train_images=images,
+        train_labels=actual,
+        valid_images=images,
+        valid_labels=actual,
         classes=np.array(classes),
-    )  # fmt: skip
+    )
     np.savez(folder / artifacts.BASELINE, means=means)
     np.savez(folder / artifacts.LINEAR, weights=weights, bias=-weights.sum(0) / 2)
     predicted = np.asarray(distances(images, means, distance)).argmin(1)
     scores = np.zeros(60) if count == 2 else None
-    measures = metrics.measures(actual, predicted, classes, scores)
-    (folder / artifacts.BASELINE_METRICS).write_text(json.dumps(measures), "utf-8")
+    measured = metrics.classification_metrics(actual, predicted, classes, scores)
+    (folder / artifacts.BASELINE_METRICS).write_text(json.dumps(measured), "utf-8")
     params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
-    params["data"]["classes"], params["baseline"]["distance"], params["train"]["loss"] = classes, distance, loss
+    params["data"]["classes"] = classes
+    params["baseline"]["distance"] = distance
+    params["train"]["loss"] = loss
     (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
-    succeed(folder, "python", "-m", "stages.report")
+    succeed(folder, "python", "-m", "stages", "report")
     return folder
 
 
 @pytest.fixture(scope="module", params=[None, *INVENTED], ids=IDS)
-def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with a report: the real one, or of an invented data set."""
+def reported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return a clone with a report: the real one, or of invented data."""
     if request.param is None:
         return request.getfixturevalue("built")
-    folder = copy(request.getfixturevalue("sources"), tmp_path_factory.mktemp("invented") / "a clone")
+    folder = copy(
+        request.getfixturevalue("sources"),
+        tmp_path_factory.mktemp("invented") / "a clone",
+    )
     return invent(folder, *request.param)
 
 
@@ -115,18 +212,29 @@ class Browser:
     """A headless Chromium."""
 
     def __init__(self, driver: str, browser: str, profile: Path) -> None:
-        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout
         port = next(
-            found[1] for line in self.process.stdout if (found := re.search(r"successfully on port (\d+)", line))
+            found[1]
+            for line in self.process.stdout
+            if (found := re.search(r"successfully on port (\d+)", line))
         )
-        self.address, self.open = f"http://127.0.0.1:{port}/session", build_opener(ProxyHandler({})).open
+        self.address = f"http://127.0.0.1:{port}/session"
+        self.open = build_opener(ProxyHandler({})).open
         options = {"binary": browser, "args": [*FLAGS, f"user-data-dir={profile}"]}
-        started = self.send("", capabilities={"alwaysMatch": {"goog:chromeOptions": options}})
+        started = self.send(
+            "", capabilities={"alwaysMatch": {"goog:chromeOptions": options}}
+        )
         self.address += f"/{started['sessionId']}"
 
     def send(self, command: str, **content: Any) -> Any:
-        request = Request(self.address + command, json.dumps(content).encode(), {"Content-Type": "application/json"})
+        request = Request(
+            self.address + command,
+            json.dumps(content).encode(),
+            {"Content-Type": "application/json"},
+        )
         with self.open(request, timeout=60) as response:
             return json.load(response)["value"]
 
@@ -134,15 +242,40 @@ class Browser:
         return self.send("/execute/sync", script=script, args=arguments)
 
     def show(self, page: Path, width: int = 1200) -> None:
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.send("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=metrics)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        command = "Emulation.setDeviceMetricsOverride"
+        self.send("/goog/cdp/execute", cmd=command, params=size)
         self.send("/url", url=page.as_uri())
 
     def wait(self, script: str) -> Any:
-        """The first true value of an expression, tried for two seconds."""
-        attempt = "const done = arguments[0], start = Date.now(), go = () => { const value = %s;"
-        attempt += "if (value || Date.now() - start > 2000) done(value); else setTimeout(go, 20); }; go();"
+        """Return the first true value of an expression, tried for two seconds."""
+        attempt = """
+            const done = arguments[0], start = Date.now();
+            const go = () => {
+              const value = %s;
+              if (value || Date.now() - start > 2000) done(value);
+              else setTimeout(go, 20);
+            };
+            go();"""
         return self.send("/execute/async", script=attempt % script, args=[])
+
+    def find(self, selector: str) -> dict[str, str]:
+        return self.send("/element", using="css selector", value=selector)
+
+    def upload(self, file: Path) -> None:
+        (element,) = self.find("#file").values()
+        self.send(f"/element/{element}/value", text=str(file))
+
+    def move(self, *steps: dict[str, Any]) -> None:
+        """Do what a mouse does."""
+        mouse = {"type": "pointer", "id": "mouse", "actions": steps}
+        self.send("/actions", actions=[mouse])
+
+    def bars(self) -> dict[str, str]:
+        """Return the text beside each class's bar in the linear model's list."""
+        script = """return [...document.querySelectorAll('#linear-bars .bar')]
+            .map((bar) => [bar.firstChild.textContent, bar.lastChild.textContent])"""
+        return dict(self.run(script))
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +290,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-    with np.load(folder / artifacts.TENSORS) as tensors, np.load(folder / artifacts.LINEAR) as model:
-        images, model = tensors["valid_images"], dict(model)
+    with np.load(folder / artifacts.TENSORS) as tensors:
+        images = tensors["valid_images"]
+    with np.load(folder / artifacts.LINEAR) as file:
+        model = {name: file[name] for name in ("weights", "bias")}
     with np.load(folder / artifacts.BASELINE) as file:
         means = file["means"]
-    return images, means, model, yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
+    params = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
+    return images, means, model, params
 
 
 @needs_browser
@@ -169,34 +305,46 @@ def test_every_validation_image_scores_in_the_browser_as_in_jax(reported, browse
     images, means, model, params = load(reported)
     browser.show(reported / artifacts.REPORT)
     answers = browser.run(
-        """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0)), size = width * height;
+        """
+        const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        const size = width * height;
         return Array.from({ length: bytes.length / size }, (_, i) => {
-          const pixels = bytes.subarray(i * size, (i + 1) * size), answers = [linear(pixels), baseline(pixels)];
-          return [answers.map((a) => a.scores), answers.map((a) => a.best)];
+          const pixels = bytes.subarray(i * size, (i + 1) * size);
+          const answers = [linear(pixels), baseline(pixels)];
+          return [answers.map((a) => a.scores), answers.map((a) => a.label)];
         });""",
         base64.b64encode(images.tobytes()).decode(),
     )
     scores = [np.array([answer[0][i] for answer in answers]) for i in (0, 1)]
-    best = np.array([answer[1] for answer in answers])
+    predicted = np.array([answer[1] for answer in answers])
     loss = params["train"]["loss"]
-    raw = linear.raw_predictions(images, **model)
-    np.testing.assert_allclose(scores[0], linear.probabilities(raw, loss), rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(best[:, 0], linear.predicted_classes(raw, loss))
-    far = np.asarray(distances(images, means, params["baseline"]["distance"]))
-    np.testing.assert_allclose(scores[1], far, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(best[:, 1], far.argmin(1))
-    if raw.shape[1] == 1 and loss == "log_loss":
-        logits = images.reshape(len(images), -1) / np.float32(255) @ jax.numpy.asarray(model["weights"]) + model["bias"]
-        np.testing.assert_allclose(scores[0][:, 0], jax.nn.sigmoid(logits)[:, 0], rtol=0, atol=1e-5)
+    logits = linear.logits(images, **model)
+    expected = linear.probabilities(logits, loss)
+    np.testing.assert_allclose(scores[0], expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(
+        predicted[:, 0], linear.predicted_labels(logits, loss)
+    )
+    to_means = np.asarray(distances(images, means, params["baseline"]["distance"]))
+    np.testing.assert_allclose(scores[1], to_means, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(predicted[:, 1], to_means.argmin(1))
+    if logits.shape[1] == 1 and loss == "log_loss":
+        pixels = images.reshape(len(images), -1) / np.float32(255)
+        in_jax = pixels @ jax.numpy.asarray(model["weights"]) + model["bias"]
+        np.testing.assert_allclose(
+            scores[0][:, 0], jax.nn.sigmoid(in_jax)[:, 0], rtol=0, atol=1e-5
+        )
 
 
 def test_page_needs_nothing_from_outside_and_is_small(reported):
     page = (reported / artifacts.REPORT).read_text("utf-8")
     assert len(page.encode()) <= 1_000_000
     assert all(
-        target.startswith(("#", "data:image/png;base64,")) for target in re.findall(r'(?:src|href)="([^"]*)', page)
+        target.startswith(("#", "data:image/png;base64,"))
+        for target in re.findall(r'(?:src|href)="([^"]*)', page)
     )
-    assert not re.search(r"url\(|@import|https?://|/tmp/|\bfetch\(|XMLHttpRequest", page)
+    assert not re.search(
+        r"url\(|@import|https?://|/tmp/|\bfetch\(|XMLHttpRequest", page
+    )
     assert "default-src 'none'" in page
 
 
@@ -204,61 +352,88 @@ def test_page_needs_nothing_from_outside_and_is_small(reported):
 @pytest.mark.parametrize("width", [360, 1200])
 def test_page_fits_its_window_and_names_what_it_shows(reported, browser, width):
     browser.show(reported / artifacts.REPORT, width)
-    assert browser.run("return document.documentElement.scrollWidth") <= width
-    assert browser.run("return performance.getEntriesByType('resource').length") == 0
+    scroll_width = "return document.documentElement.scrollWidth"
+    resources = "return performance.getEntriesByType('resource').length"
+    assert browser.run(scroll_width) <= width
+    assert browser.run(resources) == 0
     assert browser.run("return document.querySelectorAll('h1, main').length") == 2
-    assert browser.run("return [...document.images].filter((i) => !i.alt || !i.naturalWidth).length") == 0
-    assert browser.run("return [...document.querySelectorAll('a')].filter((a) => !$(a.hash.slice(1))).length") == 0
-    classes = yaml.safe_load((reported / "params.yaml").read_text("utf-8"))["data"]["classes"]
-    shown = "return [...document.querySelectorAll('#linear-bars .bar')].map((b) => b.firstChild.textContent)"
-    assert browser.run(shown) == classes
-    assert browser.run("return [document.scripts.length, window.broken ?? null]") == [2, None]
+    bad_images = "[...document.images].filter((i) => !i.alt || !i.naturalWidth)"
+    assert browser.run(f"return {bad_images}.length") == 0
+    links = "[...document.querySelectorAll('a')]"
+    broken = f"return {links}.filter((a) => !$(a.hash.slice(1))).length"
+    assert browser.run(broken) == 0
+    draw(browser)
+    params = yaml.safe_load((reported / "params.yaml").read_text("utf-8"))
+    assert list(browser.bars()) == params["data"]["classes"]
+    assert browser.run(scroll_width) <= width
+    assert browser.run(resources) == 0
+    alien = "return [document.scripts.length, window.broken ?? null]"
+    assert browser.run(alien) == [2, None]
 
 
 @needs_browser
-def test_an_image_file_is_taken_as_it_is_and_a_larger_one_is_centred(built, browser, tmp_path):
+def test_an_image_file_is_taken_as_it_is_and_a_larger_one_is_centred(
+    built, browser, tmp_path
+):
     images, _, model, params = load(built)
-    expected = linear.probabilities(linear.raw_predictions(images[:1], **model), params["train"]["loss"])[0]
+    logits = linear.logits(images[:1], **model)
+    expected = linear.probabilities(logits, params["train"]["loss"])[0]
     browser.show(built / artifacts.REPORT)
-    chooser = (
-        "/element/" + next(iter(browser.send("/element", using="css selector", value="#file").values())) + "/value"
-    )
-    shown = "return [...document.querySelectorAll('#linear-bars .bar')].map((b) => parseFloat(b.lastChild.textContent))"
 
     Image.fromarray(images[0]).save(tmp_path / "exact.png")
-    browser.send(chooser, text=str(tmp_path / "exact.png"))
+    browser.upload(tmp_path / "exact.png")
     assert browser.wait("$('answer').textContent.startsWith('Linear: ')")
-    assert browser.run(shown) == pytest.approx((100 * expected).tolist(), abs=0.051)
+    shown = [float(text.removesuffix(" %")) for text in browser.bars().values()]
+    assert shown == pytest.approx((100 * expected).tolist(), abs=0.051)
 
     corner = np.zeros((300, 200), np.uint8)
     corner[:56, -56:] = np.kron(images[0], np.ones((2, 2), np.uint8))
     Image.fromarray(255 - corner).save(tmp_path / "dark on light.png")
     browser.run("$('invert').click()")
-    browser.send(chooser, text=str(tmp_path / "dark on light.png"))
+    browser.upload(tmp_path / "dark on light.png")
     assert browser.wait("source.width === 200")
     assert browser.wait("$('answer').textContent.startsWith('Linear: 3.')")
-    seen = np.array(browser.run("return Array.from(prepare(source, true, true))"), float).reshape(28, 28)
-    middle = [(seen.sum(axis) @ np.arange(28)) / seen.sum() for axis in (1, 0)]
+    prepared = browser.run("return Array.from(prepare(source, true, true))")
+    pixels = np.array(prepared, float).reshape(28, 28)
+    middle = [(pixels.sum(axis) @ np.arange(28)) / pixels.sum() for axis in (1, 0)]
     assert middle == pytest.approx([13.5, 13.5], abs=0.6)
-    assert max(np.ptp(np.flatnonzero(seen.max(axis) > 30)) + 1 for axis in (0, 1)) in (19, 20, 21)
+    sides = [np.ptp(np.flatnonzero(pixels.max(axis) > 30)) + 1 for axis in (0, 1)]
+    assert max(sides) in (19, 20, 21)
+
+
+def draw(browser: Browser) -> None:
+    """Draw a 7 on the pad, and keep the button pressed."""
+    browser.run("pad.scrollIntoView({ block: 'center' })")
+    pad = {"type": "pointerMove", "origin": browser.find("#pad"), "duration": 50}
+    start, corner, end = ({"x": -90, "y": -90}, {"x": 0, "y": -90}, {"x": -40, "y": 90})
+    press = {"type": "pointerDown", "button": 0}
+    browser.move(pad | start, press, pad | corner, pad | end)
 
 
 @needs_browser
 def test_a_drawing_is_answered_at_once(built, browser):
     browser.show(built / artifacts.REPORT)
-    browser.run("pad.scrollIntoView({ block: 'center' })")
-    pad = browser.send("/element", using="css selector", value="#pad")
-    moves = [
-        {"type": "pointerMove", "origin": pad, "x": x, "y": y, "duration": 50}
-        for x, y in [(-90, -90), (0, -90), (-40, 90)]
-    ]
-    strokes = [moves[0], {"type": "pointerDown", "button": 0}, *moves[1:]]
-    browser.send("/actions", actions=[{"type": "pointer", "id": "mouse", "actions": strokes}])
-    assert browser.run("return document.querySelector('#linear-bars .best').firstChild.textContent") == "7"
-    browser.send(
-        "/actions", actions=[{"type": "pointer", "id": "mouse", "actions": [{"type": "pointerUp", "button": 0}]}]
-    )
+    draw(browser)
+    best = "return document.querySelector('#linear-bars .best').firstChild.textContent"
+    assert browser.run(best) == "7"
+    browser.move({"type": "pointerUp", "button": 0})
     assert browser.run("return $('answer').textContent") == "Linear: 7. Baseline: 7."
+
+
+@needs_browser
+def test_an_untouched_pad_shows_no_probabilities(built, browser):
+    shown = """return [document.querySelectorAll('.bar').length,
+        $('answer').textContent, Math.max(...grayscale(input))]"""
+    nothing = [0, "Nothing drawn yet.", 0]
+    browser.show(built / artifacts.REPORT)
+    assert browser.run(shown) == nothing
+    browser.run("$('invert').click(), $('centre').click()")
+    assert browser.run(shown) == nothing
+    draw(browser)
+    browser.move({"type": "pointerUp", "button": 0})
+    assert browser.run(shown)[0] == 4
+    browser.run("$('clear').click()")
+    assert browser.run(shown) == nothing
 
 
 def test_page_agrees_with_the_metrics(built):
@@ -269,16 +444,15 @@ def test_page_agrees_with_the_metrics(built):
     images, means, _, params = load(built)
     with np.load(built / artifacts.TENSORS) as tensors:
         actual = tensors["valid_labels"]
-    near = np.asarray(distances(images, means, params["baseline"]["distance"])).argmin(1)
+    to_means = np.asarray(distances(images, means, params["baseline"]["distance"]))
+    matrix = metrics.confusion_matrix(actual, to_means.argmin(1), 2)
     cells = re.findall(r'<td class="(?:hit|miss)"[^>]*>(\d+)', page)
-    assert list(map(int, cells[:4])) == metrics.confusion_matrix(actual, near, 2).ravel().tolist()
+    assert list(map(int, cells[:4])) == matrix.ravel().tolist()
 
 
 def test_page_is_the_same_in_another_folder_time_zone_and_locale(clone, built):
-    succeed(clone, "python", "-m", "stages.report", TZ="Asia/Tokyo", LC_ALL="tr_TR.UTF-8", LANG="tr_TR.UTF-8")
-    for name in [
-        artifacts.REPORT,
-        artifacts.PREDICTIONS,
-        *(f"metrics/{n}.png" for n in ("means", "weights", "mistakes")),
-    ]:
+    elsewhere = {"TZ": "Asia/Tokyo", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
+    succeed(clone, "python", "-m", "stages", "report", **elsewhere)
+    pictures = [f"metrics/{name}.png" for name in ("means", "weights", "mistakes")]
+    for name in [artifacts.REPORT, artifacts.PREDICTIONS, *pictures]:
         assert (clone / name).read_bytes() == (built / name).read_bytes()

@@ -10,12 +10,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages import parameters
-from stages.running import Refusal, one_line
+from stages.plumbing import parameters
+from stages.plumbing.errors import UserError, one_line
 
 ROOT = Path(__file__).parents[1]
-PARAMS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
-PARAMS["train"]["l2"] = float(PARAMS["train"]["l2"])  # PyYAML alone takes 5e-4 for a string
+PARAMS: dict[str, dict[str, Any]] = yaml.safe_load(
+    (ROOT / "params.yaml").read_text("utf-8")
+)
+# PyYAML alone reads 5e-4 as a string.
+PARAMS["train"]["l2"] = float(PARAMS["train"]["l2"])
 SECTIONS = {name: getattr(parameters, name.capitalize()) for name in PARAMS}
 KEYS = [(section, key) for section, values in PARAMS.items() for key in values]
 
@@ -26,12 +29,14 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(**sections: Any) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | sections, allow_unicode=True), "utf-8")
+    """Write the repository's params.yaml into this folder, with other sections."""
+    text = yaml.safe_dump(PARAMS | sections, allow_unicode=True)
+    Path("params.yaml").write_text(text, "utf-8")
 
 
-def refusal(section: str) -> str:
-    """The line that refuses a section of the params.yaml that lies here."""
-    with pytest.raises(Refusal) as caught:
+def error_line(section: str) -> str:
+    """Return the line that refuses a section of the params.yaml in this folder."""
+    with pytest.raises(UserError) as caught:
         parameters.load(SECTIONS[section])
     line = one_line(caught.value)
     assert line is not None
@@ -41,36 +46,43 @@ def refusal(section: str) -> str:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_repositorys_parameters_are_accepted(section):
+def test_the_parameters_of_the_repository_are_accepted(section):
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     loaded = parameters.load(SECTIONS[section])
-    assert {key: getattr(loaded, key) for key in PARAMS[section] if key not in ("classes", "splits")} == {
-        key: value for key, value in PARAMS[section].items() if key not in ("classes", "splits")
+    keys = set(PARAMS[section]) - {"classes", "splits"}
+    assert {key: getattr(loaded, key) for key in keys} == {
+        key: PARAMS[section][key] for key in keys
     }
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)
 def test_a_missing_key_is_named(section, key):
-    write(**{section: {name: value for name, value in PARAMS[section].items() if name != key}})
-    assert f"{section}: " in (line := refusal(section))
+    values = PARAMS[section].copy()
+    del values[key]
+    write(**{section: values})
+    line = error_line(section)
+    assert f"{section}: " in line
     assert f"missing required field `{key}`" in line
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_an_unknown_key_is_named_and_the_known_ones_with_it(section):
+def test_an_unknown_key_is_named_with_the_known_ones(section):
     write(**{section: PARAMS[section] | {"größe": 1}})
     known = ", ".join(PARAMS[section])
-    assert refusal(section) == f"params.yaml: {section}: Object contains unknown field `größe`: known are {known}"
+    unknown = "Object contains unknown field `größe`"
+    expected = f"params.yaml: {section}: {unknown}: known are {known}"
+    assert error_line(section) == expected
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_missing_section_is_named(section):
-    Path("params.yaml").write_text(yaml.safe_dump({n: v for n, v in PARAMS.items() if n != section}))
-    assert refusal(section) == f"params.yaml: the section {section} is missing"
+    rest = {name: values for name, values in PARAMS.items() if name != section}
+    Path("params.yaml").write_text(yaml.safe_dump(rest))
+    assert error_line(section) == f"params.yaml: the section {section} is missing"
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "allowed"),
+    ("path", "value", "allowed"),
     [
         ("download.url", "", "length >= 1"),
         ("download.url", None, "`str`"),
@@ -84,9 +96,17 @@ def test_a_missing_section_is_named(section):
         ("data.classes[0]", [3.5, "7"], 'write "3.5"'),
         ("data.classes[0]", ["", "7"], "length >= 1"),
         ("data.classes[0]", ["a/b", "7"], "matching"),
-        ("data.splits", {"train": "train", "valid": "train"}, "'train' is both train and valid"),
+        (
+            "data.splits",
+            {"train": "train", "valid": "train"},
+            "'train' is both train and valid",
+        ),
         ("data.splits", {"train": "train"}, "missing required field `valid`"),
-        ("data.splits", {"train": "a", "valid": "b", "test": "c"}, "unknown field `test`"),
+        (
+            "data.splits",
+            {"train": "a", "valid": "b", "test": "c"},
+            "unknown field `test`",
+        ),
         ("data.splits.valid", {"train": "train", "valid": 1}, 'write "1"'),
         ("data.size", 28, "`array | null`"),
         ("data.size", [28], "length 2"),
@@ -119,10 +139,13 @@ def test_a_missing_section_is_named(section):
         ("report.mistakes", -1, ">= 0"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_refused_with_its_place_and_what_is_allowed(place, value, allowed):
-    section, key = re.findall(r"\w+", place)[:2]
+def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bounds(
+    path, value, allowed
+):
+    section, key = re.findall(r"\w+", path)[:2]
     write(**{section: PARAMS[section] | {key: value}})
-    assert f"params.yaml: {place}: " in (line := refusal(section))
+    line = error_line(section)
+    assert f"params.yaml: {path}: " in line
     assert allowed in line
 
 
@@ -130,7 +153,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_its_place_and_what_is_allow
 @pytest.mark.parametrize("value", [None, 3, "x", ["x"]])
 def test_a_section_that_is_no_mapping_is_refused(section, value):
     write(**{section: value})
-    assert refusal(section).startswith(f"params.yaml: {section}: ")
+    assert error_line(section).startswith(f"params.yaml: {section}: ")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +169,10 @@ def test_a_section_that_is_no_mapping_is_refused(section, value):
         (b"train: {}\n---\ntrain: {}", "line 2: not valid YAML"),
         (b"train: \x00", "not valid YAML"),
         (b"train: {[1]: 2}", "unhashable key"),
-        (b"train: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (
+            b"train: !!python/object/apply:os.system [ls]",
+            "could not determine a constructor",
+        ),
         (b"train: {seed: 2020-13-45}", "not valid YAML (month"),
         (b"train: {seed: !!int x}", "not valid YAML"),
         (b"train: {seed: !!timestamp x}", "not valid YAML"),
@@ -156,11 +182,11 @@ def test_a_section_that_is_no_mapping_is_refused(section, value):
 )
 def test_a_file_that_is_no_yaml_is_refused_and_nothing_in_it_runs(text, part):
     Path("params.yaml").write_bytes(text)
-    assert part in refusal("train")
+    assert part in error_line("train")
 
 
 def test_a_missing_file_is_named():
-    assert "is missing" in refusal("train")
+    assert "is missing" in error_line("train")
 
 
 def test_a_byte_order_mark_is_accepted():
@@ -171,52 +197,77 @@ def test_a_byte_order_mark_is_accepted():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("3e-4", 3e-4), ("1E2", 100), ("+2.e1", 20), ("5", 5), ("1e+1", 10), (".5", 0.5)]
+    ("text", "value"),
+    [("3e-4", 3e-4), ("1E2", 100), ("+2.e1", 20), ("5", 5), ("1e+1", 10), (".5", 0.5)],
 )
 def test_a_number_is_a_number_however_it_is_written(text, value):
     write()
     path = Path("params.yaml")
-    path.write_text(re.sub("learning_rate: .*", f"learning_rate: {text}", path.read_text()))
+    params = path.read_text("utf-8")
+    path.write_text(re.sub("learning_rate: .*", f"learning_rate: {text}", params))
     assert parameters.load(parameters.Train).learning_rate == value
 
 
 @pytest.mark.parametrize(
-    "place", ["train: *i", "train: {epochs: *i}", "data: {classes: *i}", "data: {classes: [*i, *i]}"]
+    "bomb",
+    [
+        "train: *i",
+        "train: {epochs: *i}",
+        "data: {classes: *i}",
+        "data: {classes: [*i, *i]}",
+    ],
 )
-def test_a_billion_laughs_are_refused_in_little_memory(place):
-    """Nine lists, each of the one before nine times: 9 ** 9 if anything writes them out."""
-    section = place.partition(":")[0]
+def test_a_billion_laughs_are_refused_in_little_memory(bomb):
+    """Nine lists, each the one before nine times: 9 ** 9 items if written out."""
+    names = "abcdefghi"
+    items = ["x", *(f"*{name}" for name in names)]
     lists = [
-        f"{name}: &{name} [{', '.join([last] * 9)}]"
-        for last, name in zip(["x", *(f"*{name}" for name in "abcdefgh")], "abcdefghi", strict=True)
+        f"{name}: &{name} [{', '.join([item] * 9)}]"
+        for name, item in zip(names, items, strict=False)
     ]
-    text = yaml.safe_dump(PARAMS | {section: {}}).replace(f"{section}: {{}}", "")
-    Path("params.yaml").write_text("\n".join([*lists, text, place]))
+    section = bomb.partition(":")[0]
+    rest = {name: values for name, values in PARAMS.items() if name != section}
+    Path("params.yaml").write_text("\n".join([*lists, yaml.safe_dump(rest), bomb]))
     tracemalloc.start()
-    refusal(section)
+    error_line(section)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * 2**20
 
 
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=400) | st.binary() | st.dates()
-    | st.sampled_from(["l1", "log_loss", "3", "train", 10**400, "a" * 10_000, {"a"}, {str(i) for i in range(999)}])
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=400)
+    | st.binary()
+    | st.dates()
+    | st.sampled_from(["l1", "log_loss", "3", "train", "a" * 10_000])
+    | st.sampled_from([10**400, {"a"}, {str(i) for i in range(999)}])
+)
 VALUES = st.recursive(
-    SCALARS, lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text() | st.integers(), each, max_size=4)
+    SCALARS,
+    lambda values: (
+        st.lists(values, max_size=4)
+        | st.dictionaries(st.text() | st.integers(), values, max_size=4)
+    ),
 )
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
-def test_whatever_stands_at_a_key_is_taken_or_refused_by_name(section, data):
+def test_any_value_of_a_key_is_accepted_or_refused_by_name(section, data):
     key = data.draw(st.sampled_from(sorted(PARAMS[section])))
     write(**{section: PARAMS[section] | {key: data.draw(VALUES)}})
     try:
         assert isinstance(parameters.load(SECTIONS[section]), SECTIONS[section])
-    except Refusal as error:
+    except UserError as error:
         line = one_line(error)
         assert line is not None
         assert line.startswith("params.yaml")

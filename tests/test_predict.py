@@ -1,31 +1,37 @@
-"""Classifying image files with the trained model."""
+"""tools.predict classifies image files with the trained model."""
 
 import json
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import edit, environment, run, succeed
 
-COMMAND = ("python", "-m", "stages.predict")
+COMMAND = ("python", "-m", "tools.predict")
+
+
+def number(name: str) -> int:
+    return int(Path(name).stem)
 
 
 @pytest.fixture(scope="module")
 def digit(built, tmp_path_factory):
-    """The first validation image: the file with the least number among the 3s."""
-    folder = tmp_path_factory.mktemp("digit")
+    """The first validation image: among the 3s, the file with the least number."""
+    file = tmp_path_factory.mktemp("digit") / "a digit.png"
     with tarfile.open(built / "data/mnist_sample.tgz") as archive:
-        names = [name for name in archive.getnames() if "/valid/3/" in name and name.endswith(".png")]
-        name = min(names, key=lambda name: int(name.rpartition("/")[2].removesuffix(".png")))
-        content = archive.extractfile(name)
+        names = [name for name in archive.getnames() if "/valid/3/" in name]
+        first = min((name for name in names if name.endswith(".png")), key=number)
+        content = archive.extractfile(first)
         assert content
-        (folder / "a digit.png").write_bytes(content.read())
-    return folder / "a digit.png"
+        file.write_bytes(content.read())
+    return file
 
 
-def test_a_line_an_image_with_the_score_that_the_report_has(built, digit):
+def test_a_line_per_image_has_the_score_of_the_report(built, digit):
     rows = (built / "metrics/predictions.csv").read_text("utf-8").splitlines()
     _, _, _, name, score = rows[1].split(",")
     line = f"{digit}\t{name}\t{float(score):.6f}\n"
@@ -41,20 +47,20 @@ def test_json_has_a_score_for_each_class(built, digit):
 
 
 def test_a_dash_is_standard_input(built, digit):
+    image = digit.read_bytes()
     command = [*COMMAND, "-"]
-    shown = subprocess.check_output(command, cwd=built, env=environment(), input=digit.read_bytes()).decode()
-    assert shown.startswith("-\t3\t")
+    shown = subprocess.check_output(command, cwd=built, env=environment(), input=image)
+    assert shown.startswith(b"-\t3\t")
 
 
-def test_a_wrong_size_is_refused_with_the_way_out_and_the_way_out_works(clone, digit):
-    from PIL import Image
-
+def test_the_advice_for_an_image_of_another_size_works(clone, digit):
     large = digit.with_name("large.png")
     with Image.open(digit) as image:
         image.resize((56, 56)).save(large)
     done = run(clone, *COMMAND, str(digit), str(large))
-    way_out = "set data.size in params.yaml to [28, 28], and it is resized"
-    assert done.stderr == f"predict: {large}: its size is 56 x 56, but the model is for 28 x 28: {way_out}\n"
+    size = "its size is 56 x 56, but the model is for 28 x 28"
+    advice = "set data.size in params.yaml to [28, 28], and it is resized"
+    assert done.stderr == f"predict: {large}: {size}: {advice}\n"
     assert (done.returncode, done.stdout) == (1, "")
     edit(clone / "params.yaml", "size: null", "size: [28, 28]")
     assert succeed(clone, *COMMAND, str(large)).startswith(f"{large}\t3\t")
@@ -62,11 +68,15 @@ def test_a_wrong_size_is_refused_with_the_way_out_and_the_way_out_works(clone, d
 
 def test_other_classes_than_the_models_are_refused(clone, digit):
     edit(clone / "params.yaml", 'classes: ["3", "7"]', 'classes: ["3", "7", "9"]')
-    assert "data.classes: 3, but the models know 2: run dvc repro" in run(clone, *COMMAND, str(digit)).stderr
+    refused = "data.classes: 3, but the models know 2: run dvc repro"
+    assert refused in run(clone, *COMMAND, str(digit)).stderr
 
 
-@pytest.mark.parametrize(("path", "reason"), [("nowhere.png", "No such file"), ("params.yaml", "not a readable PNG")])
-def test_what_is_no_image_is_refused_in_a_line(built, path, reason):
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("nowhere.png", "No such file"), ("params.yaml", "not a readable PNG")],
+)
+def test_a_file_that_is_no_image_is_refused_in_one_line(built, path, reason):
     done = run(built, *COMMAND, path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert path in done.stderr
@@ -75,4 +85,5 @@ def test_what_is_no_image_is_refused_in_a_line(built, path, reason):
 
 def test_without_models_it_says_how_to_get_them(clone, digit):
     os.remove(clone / "models/linear.npz")
-    assert run(clone, *COMMAND, str(digit)).stderr == "predict: models/linear.npz is missing: run dvc repro\n"
+    missing = "predict: models/linear.npz is missing: run dvc repro\n"
+    assert run(clone, *COMMAND, str(digit)).stderr == missing

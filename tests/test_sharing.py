@@ -1,4 +1,4 @@
-"""What one has built and pushed nobody builds again; a remote that fails costs time, never a result."""
+"""Nobody rebuilds what a colleague has pushed, and a broken remote costs only time."""
 
 import getpass
 import os
@@ -7,25 +7,33 @@ import socket
 import subprocess
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import commit, edit, environment, run, stages_run, succeed
+from tests.conftest import commit, edit, environment, home, run, stages_run, succeed
+
+
+def add_remote(clone: Path, url: str, **options: str) -> None:
+    """Make a DVC remote the default of a clone, and commit that."""
+    succeed(clone, "dvc", "remote", "add", "--default", "store", url)
+    for name, value in options.items():
+        succeed(clone, "dvc", "remote", "modify", "store", name, value)
+    commit(clone, "share the cache")
 
 
 @pytest.fixture
 def remote(clone: Path, tmp_path: Path) -> Path:
-    """An empty folder that is the default remote of the clone, whose own cache is full."""
+    """An empty folder that is the default remote of the clone, whose cache is full."""
     folder = tmp_path / "the remote"
-    succeed(clone, "dvc", "remote", "add", "--default", "store", str(folder))
-    commit(clone, "share the cache")
+    add_remote(clone, str(folder))
     return folder
 
 
 def fresh_clone(clone: Path) -> Path:
-    """What a colleague gets: the commits, and no cache."""
+    """Clone as a colleague would: the commits, and no cache."""
     colleague = clone.parent / "colleague"
     succeed(clone, "git", "clone", "--quiet", str(clone), str(colleague))
     return colleague
@@ -37,7 +45,7 @@ def assert_same_outputs(folder: Path, other: Path) -> None:
 
 
 def assert_nothing_runs_after_a_push(clone: Path, **variables: str) -> None:
-    """In a fresh clone, which has the same outputs then."""
+    """In a fresh clone, which then has the same outputs."""
     succeed(clone, "dvc", "push", **variables)
     colleague = fresh_clone(clone)
     assert stages_run(succeed(colleague, "dvc", "repro", "--pull", **variables)) == []
@@ -56,30 +64,37 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def wait_for(port: int) -> None:
-    """Until a server listens, for half a minute at most."""
-    for _ in range(300):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            break
-        time.sleep(0.1)
+@contextmanager
+def serving(port: int, *command: str) -> Iterator[None]:
+    """Run a server, from when it listens (for half a minute at most)."""
+    with subprocess.Popen(
+        command, env=environment(), stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            for _ in range(300):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.1)
+            yield
+        finally:
+            server.terminate()
 
 
 @pytest.mark.slow
 def test_the_same_through_s3(clone: Path):
     port = free_port()
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-    with subprocess.Popen(["moto_server", "-p", str(port)], env=environment(), stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_for(port)
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
-            with urllib.request.urlopen(request) as answer:
-                assert answer.status == 200
-            succeed(clone, "dvc", "remote", "add", "--default", "store", "s3://bucket/digits")
-            succeed(clone, "dvc", "remote", "modify", "store", "endpointurl", f"http://127.0.0.1:{port}")
-            commit(clone, "share the cache")
-            assert_nothing_runs_after_a_push(clone, **keys)
-        finally:
-            server.terminate()
+    address = f"http://127.0.0.1:{port}"
+    keys = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with serving(port, "moto_server", "-p", str(port)):
+        request = urllib.request.Request(f"{address}/bucket", method="PUT")
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
+        add_remote(clone, "s3://bucket/digits", endpointurl=address)
+        assert_nothing_runs_after_a_push(clone, **keys)
 
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
@@ -93,26 +108,29 @@ def test_the_same_through_ssh(clone: Path, tmp_path: Path):
     (tmp_path / "authorized").write_text((tmp_path / "user.pub").read_text())
     port = free_port()
     settings = {
-        "Port": port, "ListenAddress": "127.0.0.1", "HostKey": tmp_path / "host", "PidFile": "none", "UsePAM": "no",
-        "AuthorizedKeysFile": tmp_path / "authorized", "StrictModes": "no", "Subsystem": "sftp internal-sftp",
-    }  # fmt: skip
-    (tmp_path / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": tmp_path / "host",
+        "PidFile": "none",
+        "UsePAM": "no",
+        "AuthorizedKeysFile": tmp_path / "authorized",
+        "StrictModes": "no",
+        "Subsystem": "sftp internal-sftp",
+    }
+    lines = [f"{key} {value}\n" for key, value in settings.items()]
+    (tmp_path / "config").write_text("".join(lines))
     if os.getuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)
-    with subprocess.Popen([str(SSHD), "-D", "-f", str(tmp_path / "config")], stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_for(port)
-            remote = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/remote"
-            succeed(clone, "dvc", "remote", "add", "--default", "store", remote)
-            succeed(clone, "dvc", "remote", "modify", "store", "keyfile", str(tmp_path / "user"))
-            commit(clone, "share the cache")
-            assert_nothing_runs_after_a_push(clone)
-        finally:
-            server.terminate()
+    with serving(port, str(SSHD), "-D", "-f", str(tmp_path / "config")):
+        url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/remote"
+        add_remote(clone, url, keyfile=str(tmp_path / "user"))
+        assert_nothing_runs_after_a_push(clone)
 
 
 @pytest.mark.slow
-def test_where_the_remote_cannot_be_reached_a_fresh_clone_builds(clone: Path, remote: Path):
+def test_a_fresh_clone_builds_if_the_remote_cannot_be_reached(
+    clone: Path, remote: Path
+):
     succeed(clone, "dvc", "push")
     shutil.rmtree(remote)
     colleague = fresh_clone(clone)
@@ -121,11 +139,14 @@ def test_where_the_remote_cannot_be_reached_a_fresh_clone_builds(clone: Path, re
 
 
 def kill_after(seconds: float, folder: Path, *command: str) -> None:
-    """Start a command and kill it, if it has not ended by then."""
+    """Start a command, and kill it if it has not ended by then."""
     process = subprocess.Popen(
-        command, cwd=folder, env=environment(HOME=str(folder.parent)),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        env=environment(**home(folder)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -136,7 +157,9 @@ def kill_after(seconds: float, folder: Path, *command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("remote")
 @pytest.mark.parametrize("seconds", [1.0, 1.3])
-def test_a_push_and_a_pull_killed_in_the_middle_and_then_repeated_are_whole(clone: Path, seconds: float):
+def test_a_push_and_a_pull_killed_midway_and_then_repeated_are_whole(
+    clone: Path, seconds: float
+):
     kill_after(seconds, clone, "dvc", "push")
     succeed(clone, "dvc", "push")
     colleague = fresh_clone(clone)
@@ -149,7 +172,10 @@ def test_a_push_and_a_pull_killed_in_the_middle_and_then_repeated_are_whole(clon
 @pytest.mark.slow
 @pytest.mark.usefixtures("remote")
 def test_with_the_run_cache_a_colleague_gets_what_an_earlier_commit_made(clone: Path):
-    """Other classes, tried and put back: their tensors are shared, but no stage with metrics, which are Git's."""
+    """Other classes, tried and put back.
+
+    Their tensors are shared, but no stage with metrics, which are in Git.
+    """
     other = ('classes: ["3", "7"]', 'classes: ["7", "3"]')
     edit(clone / "params.yaml", *other)
     succeed(clone, "dvc", "repro")
@@ -162,7 +188,8 @@ def test_with_the_run_cache_a_colleague_gets_what_an_earlier_commit_made(clone: 
     colleague = fresh_clone(clone)
     succeed(colleague, "dvc", "fetch", "--run-cache", "--all-commits")
     edit(colleague / "params.yaml", *other)
-    assert stages_run(succeed(colleague, "dvc", "repro", "--pull")) == ["baseline", "train", "report"]
+    rerun = stages_run(succeed(colleague, "dvc", "repro", "--pull"))
+    assert rerun == ["baseline", "train", "report"]
     assert (colleague / "data/tensors.npz").read_bytes() == tried
 
 

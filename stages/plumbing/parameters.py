@@ -1,24 +1,24 @@
-"""The parameters of params.yaml: a typed and bounded structure for each section."""
+"""The parameters of params.yaml: one typed and bounded structure per section."""
 
 import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from stages import hermetic
-from stages.running import Refusal
+from stages.plumbing import hermetic
+from stages.plumbing.errors import UserError
 
 FILE = "params.yaml"
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Pixels = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Folder = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^/\\]+$")]
-
-
-S = TypeVar("S", bound="Section")
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One top-level key of params.yaml."""
+
+
+S = TypeVar("S", bound=Section)
 
 
 class Download(Section, frozen=True):
@@ -36,23 +36,21 @@ class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.train == self.valid:
-            msg = f"{self.train!r} is both train and valid"
-            raise ValueError(msg)
+            raise ValueError(f"{self.train!r} is both train and valid")
 
 
 class Data(Section, frozen=True):
-    """Which images to take, and their form."""
+    """Which images to read, and how to decode them."""
 
     classes: Annotated[tuple[Folder, ...], msgspec.Meta(min_length=2, max_length=256)]
     splits: Splits
-    size: tuple[Pixels, Pixels] | None
+    size: tuple[Side, Side] | None
     grayscale: bool
 
     def __post_init__(self) -> None:
         twice = [name for name in self.classes if self.classes.count(name) > 1]
         if twice:
-            msg = f"{twice[0]!r} is listed twice - at `$.classes`"
-            raise ValueError(msg)
+            raise ValueError(f"{twice[0]!r} is listed twice - at `$.classes`")
 
 
 class Baseline(Section, frozen=True):
@@ -70,7 +68,7 @@ class Train(Section, frozen=True):
     schedule: Literal["constant", "cosine"]
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     l2: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
-    batch_size: Count
+    batch_size: Positive
     epochs: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
     init_std: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
@@ -84,50 +82,55 @@ class Report(Section, frozen=True):
 def load(section: type[S]) -> S:
     """Read and check one section of params.yaml.
 
-    Raises Refusal, naming the key and what is allowed, for a file that is missing, no YAML or not UTF-8, and
-    for an unknown, missing, ill-typed or out-of-range key. Raises Undeclared where the running stage does not
-    declare the section.
+    Raises UserError, naming the key and what is allowed, if the file is missing, no
+    YAML or not UTF-8, or if a key is unknown, missing, ill-typed or out of range.
+    Raises hermetic.Undeclared if the stage does not declare the section.
     """
     name = section.__name__.lower()
     try:
         values = hermetic.read_params(name, FILE)
     except FileNotFoundError:
-        msg = f"{FILE} is missing: run this from the root of the repository"
-        raise Refusal(msg) from None
+        raise UserError(
+            f"{FILE} is missing: run this from the root of the repository"
+        ) from None
     except KeyError:
-        msg = f"{FILE}: the section {name} is missing"
-        raise Refusal(msg) from None
+        raise UserError(f"{FILE}: the section {name} is missing") from None
     except UnicodeDecodeError:
-        msg = f"{FILE} is not UTF-8: save it as UTF-8"
-        raise Refusal(msg) from None
+        raise UserError(f"{FILE} is not UTF-8: save it as UTF-8") from None
     except (OSError, MemoryError):
         raise
     except Exception as error:  # PyYAML raises a dozen types for ill-formed values
         mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
         reason = str(getattr(error, "problem", error))[:120]
-        msg = f"{FILE}{f', line {mark.line + 1}' if mark else ''}: not valid YAML ({reason})"
-        raise Refusal(msg) from None
+        raise UserError(f"{FILE}{line}: not valid YAML ({reason})") from None
     try:
         return msgspec.convert(values, section)
     except msgspec.ValidationError as error:
-        raise Refusal(_explanation(error, values, section)) from None
+        raise UserError(_explain(error, values, section)) from None
 
 
-def _explanation(error: msgspec.ValidationError, values: Any, section: type[Section]) -> str:
-    """The error of msgspec with the key, the value, and the values that are allowed."""
-    reason, _, place = str(error).partition(" - at `$")
-    place = place.rstrip("`")
-    key = f"{FILE}: {section.__name__.lower()}{place}"
+def _explain(
+    error: msgspec.ValidationError, values: Any, section: type[Section]
+) -> str:
+    """Add the key, its value and the allowed values to an error of msgspec."""
+    reason, _, path = str(error).partition(" - at `$")
+    path = path.rstrip("`")
+    key = f"{FILE}: {section.__name__.lower()}{path}"
     value = values
-    for step in re.findall(r"\w+", place):
+    for step in re.findall(r"\w+", path):
         value = value[int(step)] if isinstance(value, list) else value[step]
-    if "unknown field" in reason and not place:
-        return f"{key}: {reason[:120]}: known are {', '.join(section.__struct_fields__)}"
-    if "unknown field" in reason or "required field" in reason or isinstance(value, dict | list):
+    if "unknown field" in reason and not path:
+        known = ", ".join(section.__struct_fields__)
+        return f"{key}: {reason[:120]}: known are {known}"
+    if "unknown field" in reason or "required field" in reason:
+        return f"{key}: {reason[:120]}"
+    if isinstance(value, dict | list):
         return f"{key}: {reason[:120]}"
     shown = str(value)[:60]
-    field = next((f for f in msgspec.structs.fields(section) if f.name == place.removeprefix(".")), None)
-    if field and (allowed := get_args(field.type)) and all(isinstance(a, str) for a in allowed):
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    allowed = get_args(fields.get(path.removeprefix(".")))
+    if allowed and all(isinstance(name, str) for name in allowed):
         reason = f"Expected one of {', '.join(allowed)}"
     if reason.startswith("Expected `str`, got") and value is not None:
         return f'{key}: {shown} is not a string: write "{shown}"'

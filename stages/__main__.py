@@ -1,0 +1,24 @@
+"""Run one stage: `python -m stages train`. `dvc repro` runs all that need it."""
+
+import importlib.util
+import sys
+
+from stages.plumbing import runtime
+from stages.plumbing.errors import UserError
+
+
+def main() -> None:
+    """Hold the process to what dvc.yaml declares for the stage, then run its `main`."""
+    if len(sys.argv) != 2 or not sys.argv[1]:
+        sys.exit("usage: python -m stages STAGE")
+    stage = sys.argv[1]
+    runtime.start(stage)
+    if not importlib.util.find_spec(f"stages.{stage}"):
+        raise UserError(f"there is no stages/{stage}.py: correct its cmd in dvc.yaml")
+    with runtime.uninterrupted():
+        module = importlib.import_module(f"stages.{stage}")
+    module.main()
+
+
+if __name__ == "__main__":
+    main()

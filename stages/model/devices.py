@@ -1,0 +1,125 @@
+"""The devices that compute together, in this process and in those started beside it."""
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from stages.plumbing import hermetic, runtime
+from stages.plumbing.artifacts import Split
+from stages.plumbing.errors import UserError
+
+LAUNCHERS = ("OMPI_COMM_WORLD_RANK", "SLURM_STEP_NODELIST", "JOB_COMPLETION_INDEX")
+"""What Open MPI, Slurm and Kubernetes set for each process that they start."""
+START_TIMEOUT = 60
+HEARTBEAT_TIMEOUT = 10
+"""Seconds."""
+BLOCK_BYTES = 2**21
+"""How many bytes of images a device gets at a time to evaluate them."""
+BATCHES_BYTES = 32 * 2**20
+"""How many bytes of images all devices get at a time to train on."""
+
+
+@contextmanager
+def distributed() -> Iterator[None]:
+    """Compute together with the processes that a launcher started beside this one.
+
+    If they do not find each other, or if one ends early, the others end too, each with
+    one line on stderr.
+    """
+    if not any(name in os.environ for name in LAUNCHERS):
+        yield
+        return
+    hermetic.permit("tcp://")
+    timeout = UserError(
+        f"timed out after {START_TIMEOUT} s waiting for the other processes"
+    )
+    # JAX's own timeout would abort with a stack trace.
+    timer = threading.Timer(START_TIMEOUT, runtime.give_up, [timeout])
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=2 * START_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
+        timer.cancel()
+        yield
+    except BaseException as error:
+        text = str(error)
+        failed = isinstance(error, jax.errors.JaxRuntimeError)
+        lost_peer = failed and "RESOURCE_EXHAUSTED" not in text
+        if lost_peer or "Unable to initialize backend" in text:
+            error = UserError("another process of this job has ended: see its output")
+        runtime.give_up(error)  # a regular exit would wait for the others
+
+
+@cache
+def mesh() -> Mesh:
+    """Return all devices of all processes, in one row."""
+    return Mesh(np.array(jax.devices()), ("device",))
+
+
+def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
+    """Return rows[order], the last axis of `order` sharded over the devices.
+
+    Each process reads its own share only. The length of the axis must be a multiple of
+    the number of devices.
+    """
+    shares = np.array_split(order, jax.process_count(), axis=-1)
+    spec = PartitionSpec(*[None] * (order.ndim - 1), "device")
+    own_rows = rows[shares[jax.process_index()]]
+    return jax.make_array_from_process_local_data(NamedSharding(mesh(), spec), own_rows)
+
+
+def replicate(tree: Any) -> Any:
+    """Give every device all of these arrays, inside a compiled function or outside."""
+    sharding = NamedSharding(mesh(), PartitionSpec())
+    # Leaf by leaf, so that jax.vmap may map each along another axis.
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+
+
+def blocks(split: Split) -> Iterator[tuple[Array, Array, int]]:
+    """Yield padded blocks of images and labels; only the first `n` rows are valid.
+
+    The sizes are powers of two, so that few programs are compiled.
+    """
+    count, device_count = len(split.images), jax.device_count()
+    image_bytes = math.prod(split.images.shape[1:])
+    largest = int(math.log2(max(BLOCK_BYTES / image_bytes, 1)))
+    size = 2 ** min(largest, math.ceil(math.log2(count))) * device_count
+    for start in range(0, count, size):
+        order = np.minimum(np.arange(start, start + size), count - 1)
+        n = min(count - start, size)
+        yield shard(split.images, order), shard(split.labels, order), n
+
+
+def batches(split: Split, order: NDArray[np.integer]) -> Iterator[tuple[Array, Array]]:
+    """Yield images (S, B, H, W), labels (S, B): some batches of `order` at a time."""
+    size = order.size * split.images[0].size
+    chunks = min(len(order), math.ceil(size / BATCHES_BYTES))
+    for chunk in np.array_split(order, chunks):
+        yield shard(split.images, chunk), shard(split.labels, chunk)
+
+
+def check_batch_size(batch_size: int, images: int) -> None:
+    """Raise UserError unless a batch can be filled, and shared by the devices."""
+    if batch_size > images:
+        raise UserError(
+            f"train.batch_size: {batch_size} is more than the training images: "
+            f"allowed are 1 to {images}"
+        )
+    if batch_size % (count := jax.device_count()):
+        raise UserError(
+            f"train.batch_size: {batch_size} cannot be divided among {count} "
+            f"devices: take a multiple of {count}"
+        )

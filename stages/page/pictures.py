@@ -1,0 +1,101 @@
+"""Images in gray or blue-white-red: data URIs for the page, PNG galleries for DVC."""
+
+import base64
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+BLUE, RED = b"\x32\x88\xbd", b"\xd6\x40\x4e"
+BORDER = "#c8c8c8"
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# The parts of a gallery, in pixels.
+SIDE = 140
+"""The longer side of an image is at most this long."""
+GAP = 20
+FONT_SIZE, LINE_HEIGHT = 13, 17
+MAX_LINES, MAX_CHARACTERS = 3, 60
+
+
+def grayscale(images: NDArray) -> list[Image.Image]:
+    """Convert images (N, H, W): uint8, or floats from 0 (black) to 1 (white)."""
+    if images.dtype != np.uint8:
+        images = np.rint(images * 255).astype(np.uint8)
+    return [Image.fromarray(image) for image in images]
+
+
+def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
+    """Color values (N, H, W) from -limit (blue) to limit (red), 0 being transparent.
+
+    The limit is the largest absolute value unless given.
+    """
+    limit = limit or float(np.abs(values).max()) or 1.0
+    indices = np.rint(128 + 127 * np.clip(values / limit, -1, 1)).astype(np.uint8)
+    alphas = bytes(min(255, 2 * abs(index - 128)) for index in range(256))
+    images = [Image.fromarray(image) for image in indices]
+    for image in images:
+        image.putpalette(BLUE * 128 + RED * 128)
+        image.info["transparency"] = alphas
+    return images
+
+
+def data_uri(image: Image.Image) -> str:
+    """Encode an image as the URI of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def gallery(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int
+) -> bytes:
+    """Draw images of one size in a grid, a caption below each, as a PNG file."""
+    font = ImageFont.load_default(FONT_SIZE)
+    tiles = [_resize(image) for image in images]
+    texts = [_wrap(caption, font) for caption in captions]
+    columns = max(1, min(columns, len(tiles)))
+    rows = max(1, math.ceil(len(tiles) / columns))
+    tile_height = max((tile.height for tile in tiles), default=SIDE)
+    lines = max(map(len, texts), default=0)
+    width, height = SIDE + GAP, tile_height + GAP + lines * LINE_HEIGHT
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
+        left = i % columns * width + (width - tile.width) // 2
+        top = i // columns * height + GAP // 2
+        right, bottom = left + tile.width, top + tile.height
+        draw.rectangle((left - 1, top - 1, right, bottom), outline=BORDER)
+        sheet.paste(tile, (left, top), tile)
+        for k, line in enumerate(text):
+            middle, above = left + tile.width // 2, bottom + 4 + k * LINE_HEIGHT
+            draw.text((middle, above), line, "black", font, anchor="ma")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _resize(image: Image.Image) -> Image.Image:
+    """Enlarge by a whole number, so that pixels stay squares, or shrink to SIDE."""
+    scale = SIDE / max(image.size)
+    scale = math.floor(scale) if scale >= 1 else scale
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    return image.convert("RGBA").resize((width, height), resampling)
+
+
+def _wrap(caption: str, font: Font) -> list[str]:
+    """Break a caption into lines that fit below an image; cut what is too long.
+
+    Pillow's own font has little beyond ASCII; the rest is escaped as in Python.
+    """
+    text = caption.encode("ascii", "backslashreplace").decode()
+    for characters in range(MAX_CHARACTERS, 0, -1):
+        lines = textwrap.wrap(text, characters, max_lines=MAX_LINES, placeholder="…")
+        if all(font.getlength(line) <= SIDE + GAP // 2 for line in lines):
+            break
+    return lines

@@ -1,0 +1,133 @@
+"""Render the page: one HTML file that needs nothing else and escapes every name."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages.page import charts, pictures
+from stages.plumbing.artifacts import Split
+from stages.plumbing.parameters import Section
+
+MAX_EMBEDDED = 500_000
+"""Models of more bytes are not embedded: nothing to try, but the page opens fast."""
+
+
+class Predictions(NamedTuple):
+    """What a model predicts for N images."""
+
+    labels: NDArray[np.integer]
+    """(N,), indices into the K classes."""
+    scores: NDArray[np.float64]
+    """(N, K), distances or probabilities."""
+    ranking: NDArray[np.float64]
+    """(N,); for a pair of classes, the higher, the more likely is the first."""
+
+
+class Results(NamedTuple):
+    """Everything that the page shows. Mappings by model have baseline and linear."""
+
+    params: Mapping[str, Section]
+    """By the name of the section."""
+    digests: Mapping[str, str]
+    """MD5 of the files that the results follow from, by path."""
+    classes: list[str]
+    """(K,)"""
+    valid: Split
+    """N images and labels."""
+    means: NDArray[np.float32]
+    """(K, H, W), the baseline."""
+    weights: NDArray[np.float32]
+    """(C, H, W), of the linear model; C is 1 for a pair of classes, else K."""
+    bias: NDArray[np.float32]
+    """(C,), of the linear model."""
+    predictions: Mapping[str, Predictions]
+    """By model, for the N images."""
+    metrics: Mapping[str, Mapping[str, Any]]
+    """By model, as in metrics/*.json."""
+    confusion: Mapping[str, NDArray[np.int64]]
+    """By model, (K, K): rows are actual classes, columns predicted ones."""
+    mcnemar: tuple[int, int, float]
+    """Images that only linear gets right, that only baseline gets right, and p."""
+    curves: charts.Curves | None
+    """For a pair of classes."""
+    history: list[dict[str, float]]
+    """One row per epoch, as in metrics/history.csv."""
+    sensitivity: Mapping[str, float]
+    """As in metrics/sensitivity.json."""
+    mistakes: list[dict[str, Any]]
+    """Rows of metrics/predictions.csv, the most confident mistake first."""
+
+
+def render(results: Results) -> str:
+    """Return the page as HTML."""
+    images, means, weights = results.valid.images, results.means, results.weights
+    indices = [row["index"] for row in results.mistakes]
+    baseline = results.predictions["baseline"]
+    mistakes = [
+        {**row, "image": uri, "baseline": results.classes[label]}
+        for row, uri, label in zip(
+            results.mistakes,
+            _uris(pictures.grayscale(images[indices])),
+            baseline.labels[indices],
+            strict=True,
+        )
+    ]
+    arrays = {"means": means, "weights": weights, "bias": results.bias}
+    embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html.j2").render(
+        classes=results.classes,
+        shape=means.shape[1:],
+        params=_flatten(results.params),
+        digests=results.digests,
+        metrics=results.metrics,
+        confusion={name: rows.tolist() for name, rows in results.confusion.items()},
+        mcnemar=results.mcnemar,
+        pair_charts=charts.pair_charts(results.curves) if results.curves else [],
+        epoch_charts=charts.epoch_charts(results.history),
+        untrained=results.history[0],
+        sensitivity=results.sensitivity,
+        means=_uris(pictures.grayscale(means)),
+        weights=_uris(pictures.diverging(weights)),
+        example=_uris(
+            [
+                *pictures.grayscale(images[:1]),
+                *pictures.diverging(images[:1] / 255 - means[:1], limit=1),
+            ]
+        ),
+        distances=baseline.scores[0],
+        mistakes=mistakes,
+        model={name: _base64(array) for name, array in arrays.items()},
+        embedded=embedded,
+    )
+
+
+def _flatten(params: Mapping[str, Section]) -> dict[str, str]:
+    """Return the values by dotted keys, as text."""
+    return {
+        f"{name}.{key}": value
+        if isinstance(value, str)
+        else msgspec.json.encode(value).decode()
+        for name, section in params.items()
+        for key, value in msgspec.structs.asdict(section).items()
+    }
+
+
+def _uris(images: Iterable[Image.Image]) -> list[str]:
+    return [pictures.data_uri(image) for image in images]
+
+
+def _base64(array: NDArray) -> str:
+    return base64.b64encode(array.astype("<f4").tobytes()).decode()

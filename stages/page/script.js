@@ -1,0 +1,232 @@
+"use strict";
+const $ = (id) => document.getElementById(id);
+
+// Both models: means (K, H, W), weights (C, H, W) and bias (C), float32.
+const { classes, loss, distance, shape: [height, width], ...encoded } =
+  JSON.parse($("model").textContent);
+const decode = (text) =>
+  new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const [means, weights, bias] = ["means", "weights", "bias"].map((name) => decode(encoded[name]));
+
+const argmax = (values) => values.indexOf(Math.max(...values));
+const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+const clip = (x) => Math.min(Math.max(x, 2 ** -1022), 1);
+
+/** Classify pixels (H·W bytes) as stages/model/linear.py does; the scores are probabilities. */
+function linear(pixels) {
+  const logits = Array.from(bias, (value, c) => pixels.reduce((sum, byte, i) =>
+    byte ? sum + byte / 255 * weights[c * pixels.length + i] : sum, value));
+  const pair = logits.length === 1;
+  const threshold = loss === "squared_error" ? 0.5 : 0;
+  const label = pair ? (logits[0] > threshold ? 0 : 1) : argmax(logits);
+  if (pair) logits.push(loss === "squared_error" ? 1 - logits[0] : -logits[0]);
+  const scores = logits.map((logit) => {
+    if (loss === "log_loss" && !pair) return Math.exp(logit - logits[label]);
+    return clip(loss === "squared_error" ? logit : sigmoid(logit));
+  });
+  const total = scores.reduce((a, b) => a + b);
+  return { label, scores: scores.map((score) => score / total) };
+}
+
+/** Classify pixels (H·W bytes) as stages/baseline.py does; the scores are distances. */
+function baseline(pixels) {
+  const distances = classes.map((_, k) => {
+    const total = pixels.reduce((sum, byte, i) => {
+      const difference = byte / 255 - means[k * pixels.length + i];
+      return sum + (distance === "l1" ? Math.abs(difference) : difference ** 2);
+    }, 0);
+    return distance === "l1" ? total / pixels.length : Math.sqrt(total / pixels.length);
+  });
+  return { label: argmax(distances.map((d) => -d)), scores: distances };
+}
+
+/** Read a canvas as bytes; colour becomes luma (ITU-R 601), rounded as Pillow rounds it. */
+function grayscale(context) {
+  const { width, height } = context.canvas;
+  const { data } = context.getImageData(0, 0, width, height);
+  return Uint8Array.from({ length: width * height }, (_, i) => {
+    const red = 4 * i, green = red + 1, blue = red + 2;
+    return (data[red] * 19595 + data[green] * 38470 + data[blue] * 7471 + 32768) >> 16;
+  });
+}
+
+/** Create a black canvas, and return its context. */
+function blank(width, height) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillRect(0, 0, width, height);
+  context.imageSmoothingQuality = "high";
+  return context;
+}
+
+/** Find the box around all pixels of a canvas that are not nearly black. */
+function inkBox(context) {
+  let left = Infinity, right = -1, top = Infinity, bottom = -1;
+  grayscale(context).forEach((byte, i) => {
+    if (byte < 32) return;
+    const x = i % context.canvas.width, y = Math.floor(i / context.canvas.width);
+    left = Math.min(left, x);
+    right = Math.max(right, x);
+    top = Math.min(top, y);
+    bottom = Math.max(bottom, y);
+  });
+  return { left, top, w: right - left + 1, h: bottom - top + 1, empty: right < 0 };
+}
+
+/** Scale a canvas or a bitmap to the bytes (H·W) that the models take. */
+function prepare(source, centred, inverted) {
+  const full = blank(source.width, source.height), small = blank(width, height);
+  full.drawImage(source, 0, 0);
+  if (inverted) {
+    Object.assign(full, { globalCompositeOperation: "difference", fillStyle: "#fff" });
+    full.fillRect(0, 0, source.width, source.height);
+  }
+  if (!centred) {
+    small.drawImage(full.canvas, 0, 0, width, height);
+    return grayscale(small);
+  }
+  // As in MNIST, the ink fills a box of 20 x 20 pixels, and its centre of mass lies in
+  // the middle of 28 x 28 (LeCun et al. 1998).
+  const { left, top, w, h, empty } = inkBox(full);
+  if (empty) return grayscale(small);
+  const scale = 20 / 28 * Math.min(width, height) / Math.max(w, h);
+  const draw = (x, y) => {
+    small.fillRect(0, 0, width, height);
+    small.drawImage(full.canvas, left, top, w, h, x, y, w * scale, h * scale);
+  };
+  const x = Math.round((width - w * scale) / 2), y = Math.round((height - h * scale) / 2);
+  draw(x, y);
+  let mass = 0, xMass = 0, yMass = 0;
+  grayscale(small).forEach((byte, i) => {
+    mass += byte;
+    xMass += byte * (i % width);
+    yMass += byte * Math.floor(i / width);
+  });
+  const dx = Math.round((width - 1) / 2 - xMass / mass);
+  const dy = Math.round((height - 1) / 2 - yMass / mass);
+  draw(x + dx, y + dy);
+  return grayscale(small);
+}
+
+const pad = $("pad");
+const ink = pad.getContext("2d", { willReadFrequently: true });
+const input = $("input").getContext("2d");
+let source = null;  // what is classified: the pad, an image, or nothing yet
+let pen = null;  // where the pointer is while it draws
+
+/** Fill a list with a bar per class. */
+function showBars(list, { label, scores }, full, format) {
+  list.replaceChildren(...scores.map((score, k) => {
+    const row = document.createElement("li"), bar = document.createElement("i");
+    row.className = k === label ? "bar best" : "bar";
+    bar.style.width = `${100 * score / full}%`;
+    const [name, value] = [classes[k], format(score)].map((textContent) =>
+      Object.assign(document.createElement("span"), { textContent }));
+    row.append(name, bar, value);
+    return row;
+  }));
+}
+
+/** Classify the source; announce the answer when a stroke or an image is complete. */
+function update(announce) {
+  if (!source) {
+    input.fillRect(0, 0, width, height);
+    for (const id of ["linear-bars", "baseline-bars"]) $(id).replaceChildren();
+    $("answer").textContent = "Nothing drawn yet.";
+    return;
+  }
+  const exact = source !== pad && source.width === width && source.height === height;
+  const pixels = prepare(
+    source, $("centre").checked && !exact, $("invert").checked && source !== pad,
+  );
+  const rgba = Uint8ClampedArray.from({ length: 4 * pixels.length }, (_, i) =>
+    i % 4 === 3 ? 255 : pixels[i >> 2]);
+  input.putImageData(new ImageData(rgba, width), 0, 0);
+  const answers = { linear: linear(pixels), baseline: baseline(pixels) };
+  const longest = Math.max(...answers.baseline.scores) || 1;
+  showBars($("linear-bars"), answers.linear, 1, (p) => `${(100 * p).toFixed(1)} %`);
+  showBars($("baseline-bars"), answers.baseline, longest, (d) => d.toFixed(4));
+  if (announce) {
+    const [first, second] = [answers.linear, answers.baseline].map(({ label }) => classes[label]);
+    $("answer").textContent = `Linear: ${first}. Baseline: ${second}.`;
+  }
+}
+
+function clear() {
+  ink.fillRect(0, 0, pad.width, pad.height);
+  source = null;
+  $("file").value = "";  // so that the same file can be chosen again
+}
+
+async function show(file) {
+  try {
+    source = await createImageBitmap(file, { colorSpaceConversion: "none" });
+  } catch {
+    $("answer").textContent = "The browser cannot read this file as an image.";
+    return;
+  }
+  ink.fillRect(0, 0, pad.width, pad.height);
+  ink.imageSmoothingEnabled = source.width > pad.width;
+  ink.drawImage(source, 0, 0, pad.width, pad.height);
+  update(true);
+}
+
+function stroke(event) {
+  const box = pad.getBoundingClientRect();
+  const x = (event.clientX - box.left) * pad.width / box.width;
+  const y = (event.clientY - box.top) * pad.height / box.height;
+  ink.beginPath();
+  ink.moveTo(pen?.x ?? x, pen?.y ?? y);
+  ink.lineTo(x, y);
+  ink.stroke();
+  pen = { x, y };
+  update(false);
+}
+
+const zoom = Math.ceil(280 / Math.max(width, height));
+Object.assign(pad, { width: width * zoom, height: height * zoom });
+Object.assign(ink, {
+  lineWidth: Math.min(pad.width, pad.height) / 12, lineCap: "round", strokeStyle: "#fff",
+});
+
+pad.addEventListener("pointerdown", (event) => {
+  if (source !== pad) clear();
+  source = pad;
+  pen = null;
+  pad.setPointerCapture(event.pointerId);
+  stroke(event);
+});
+pad.addEventListener("pointermove", (event) => { if (pen) stroke(event); });
+for (const end of ["pointerup", "pointercancel"]) {
+  pad.addEventListener(end, () => {
+    pen = null;
+    update(true);
+  });
+}
+$("clear").addEventListener("click", () => {
+  clear();
+  update(true);
+});
+for (const id of ["centre", "invert"]) $(id).addEventListener("change", () => update(true));
+$("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  if (file) show(file);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  $("try").addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("try").classList.toggle("over", kind === "dragover");
+    const [file] = event.dataTransfer.files;
+    if (kind === "drop" && file) show(file);
+  });
+}
+for (const button of document.querySelectorAll("button[data-try]")) {
+  button.addEventListener("click", () => {
+    show(document.querySelector(`#picture-${button.dataset.try} img`));
+    $("try").scrollIntoView();
+  });
+}
+
+$("try").hidden = false;
+clear();
+update(false);

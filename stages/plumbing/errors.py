@@ -1,0 +1,33 @@
+"""Errors a user can cause, each told in one line."""
+
+import os
+
+from stages.plumbing import hermetic
+
+OUT_OF_MEMORY = (
+    "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
+)
+
+
+class UserError(Exception):
+    """An error the user can fix; its text names the culprit and says what to do."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM; no Exception, so that no library handles it as its own."""
+
+
+def one_line(error: BaseException) -> str | None:
+    """Describe an error in one line; None for a bug, which deserves its traceback."""
+    match error:
+        case UserError() | Stopped() | hermetic.Undeclared():
+            text = str(error)
+        case MemoryError():
+            text = OUT_OF_MEMORY
+        case _ if "RESOURCE_EXHAUSTED" in str(error):  # JAX's own, of any type
+            text = OUT_OF_MEMORY
+        case OSError(strerror=reason, filename=name) if reason:
+            text = f"{os.fsdecode(name)}: {reason}" if name else reason
+        case _:
+            return None
+    return " ".join(text.split())

@@ -1,0 +1,132 @@
+"""How a process starts and ends: a pinned environment, the guard, one-line errors."""
+
+import atexit
+import gc
+import os
+import platform
+import re
+import signal
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from stages.plumbing import hermetic
+from stages.plumbing.errors import Stopped, UserError, one_line
+
+LOCK = "requirements.txt"
+CACHE = os.path.join(sys.prefix, "cache")
+"""Compiled programs, kept in the environment because they depend on its versions."""
+
+# Variables with these prefixes change results though no file declares them. They are
+# dropped, then PINNED is set. To use an accelerator, edit JAX_PLATFORMS here: every
+# stage depends on this file.
+DROPPED = ("JAX_", "XLA_", "NPY_", "OPENBLAS_CORETYPE")
+PINNED = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(CACHE, "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+if platform.machine() in ("x86_64", "AMD64"):
+    # The width of the vectors decides the order of a sum. Pinned to AVX2, every x86-64
+    # processor writes the same bytes.
+    PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
+
+STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_stopped: Stopped | None = None
+
+
+def start(stage: str) -> None:
+    """Pin the environment, and hold this process to what dvc.yaml declares.
+
+    Raises UserError if an installed package differs from the lock, and
+    hermetic.Undeclared if dvc.yaml has no such stage.
+    """
+    explain_errors(stage)
+    for name in [name for name in os.environ if name.startswith(DROPPED)]:
+        del os.environ[name]
+    os.environ.update(PINNED)
+    # A stage is short and allocates mostly modules: by default, looking for garbage
+    # among them takes a fifth of its time.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
+    hermetic.enforce(stage, caches=[CACHE])
+    site_packages = os.listdir(sysconfig.get_path("purelib"))
+    check_environment(Path(LOCK).read_text("utf-8"), site_packages)
+
+
+def check_environment(lock: str, installed: Iterable[str]) -> None:
+    """Raise UserError if a package is installed in another version than is locked.
+
+    `lock` is the text of requirements.txt; `installed` are the names of the folders
+    in site-packages, NAME-VERSION.dist-info among them.
+    """
+    pins = re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE)
+    locked = {(name.replace("-", "_"), version) for name, version in pins}
+    names = {name for name, _ in locked}
+    for folder in installed:
+        name, _, version = folder.removesuffix(".dist-info").partition("-")
+        name = re.sub(r"[-.]", "_", name.lower())
+        if not folder.endswith(".dist-info") or name not in names:
+            continue
+        if (name, version) not in locked:
+            raise UserError(
+                f"{name} {version} is installed, but {LOCK} locks another version: "
+                f"run make, or install {LOCK}"
+            )
+
+
+def explain_errors(command: str) -> None:
+    """From now on, print an error the user can fix as one line: `command: error`.
+
+    SIGINT and SIGTERM raise Stopped, which is such an error.
+    """
+
+    def explain(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        # A library may have wrapped what stopped it in an error of its own.
+        text = one_line(_stopped or hermetic.refusal() or error)
+        if text is None:
+            sys.__excepthook__(kind, error, trace)
+            return
+        print(f"{command}: {text}", file=sys.stderr)
+        sys.excepthook = lambda *_: None  # one line, whatever follows from it
+        sys.unraisablehook = lambda _: None
+
+    sys.excepthook = explain
+    sys.unraisablehook = _unraisable
+    for number in STOPS:
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    global _stopped
+    _stopped = Stopped(f"{STOPS[signal.Signals(number)]}, nothing was written")
+    raise _stopped
+
+
+def _unraisable(dropped: Any) -> None:
+    """End the process where C code that called Python drops Stopped and goes on."""
+    if isinstance(dropped.exc_value, Stopped):
+        give_up(dropped.exc_value)
+    sys.__unraisablehook__(dropped)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM: an interrupted import of a C library crashes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def give_up(error: BaseException) -> NoReturn:
+    """Print the error and end at once, without waiting for threads or exit handlers."""
+    sys.excepthook(type(error), error, error.__traceback__)
+    os._exit(1)
