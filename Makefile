@@ -5,13 +5,27 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 # DVC runs `python` from PATH, so PATH begins with the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Drop the caller's settings of uv, pip and Python: with them, packages could go to another
+# Python, or modules come from one. Keep those that say how to fetch packages (UV_INDEX_URL,
+# UV_DEFAULT_INDEX, PIP_INDEX_URL, PIP_CERT, …; proxies and SSL_CERT_FILE are not touched),
+# and how to print.
+UNSET := $(filter UV_% PIP_% PYTHON% VIRTUAL_ENV%,$(.VARIABLES))
+KEPT := UV_INDEX% UV_HTTP_% UV_CONCURRENT_% %_INDEX %_INDEX_URL %_FIND_LINKS %_HOST %CERT %_CERTS \
+	%_NATIVE_TLS %_PROXY %_KEYRING_PROVIDER %_CONFIG_FILE %_CACHE_DIR %_NO_CACHE %TIMEOUT \
+	%_RETRIES %_OFFLINE %_LINK_MODE %_USE_FEATURE %_NO_PROGRESS \
+	PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED PYTHONIOENCODING PYTHONUTF8
+unexport $(filter-out $(KEPT),$(UNSET))
+# Let uv trust the system's certificates, as pip does: a company's proxy may have its own.
+# Where the system has none, uv falls back on those it brings.
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/pki/tls/certs/*),1,0)
 # Where a remote is configured, pull what it has.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
-.PHONY: all test verify bench lock clean help
+.PHONY: all test test-pythons verify bench lock clean help new
 
 all: .venv/installed  ## Set up .venv, run the stages that need it, show the result
 	@$(if $(PULL),echo "Pulling what the DVC remote has and building the rest.")
+	@$(BIN)/python -m tools.check
 	@$(BIN)/python -m dvc repro $(PULL)
 	@$(BIN)/python -m tools.summary
 
@@ -21,37 +35,44 @@ test: .venv/tested  ## Run lint, types and tests
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n auto
 
+test-pythons: .venv/installed  ## Run make test on every Python from 3.11 to 3.14 that is here
+	@$(BIN)/python -m tools.every_python
+
 verify: .venv/installed  ## Rebuild this commit in a clone and compare the bytes with dvc.lock
 	@$(BIN)/python -m tools.verify
 
 bench: .venv/tested  ## Repeat the timings in bench/*.md; TORCH=PYTHON adds PyTorch's
+	$(BIN)/python -m tools.check
 	$(BIN)/python -m dvc repro --quiet
 	for name in pipeline decode solvers; do \
 		$(BIN)/python -m bench.$$name --write $(if $(TORCH),--torch $(TORCH)) || exit 1; done
 	for name in scaling growth; do $(BIN)/python -m bench.$$name --write || exit 1; done
 
 lock: .venv/installed  ## Resolve pyproject.toml again into requirements*.txt
-	$(BIN)/python -m uv pip compile $(COMPILE) pyproject.toml -o requirements.txt
-	$(BIN)/python -m uv pip compile $(COMPILE) -c requirements.txt --group test pyproject.toml -o requirements-test.txt
-COMPILE := --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-annotate --no-header
+	$(UV) compile $(COMPILE) pyproject.toml -o requirements.txt
+	$(UV) compile $(COMPILE) -c requirements.txt --group test pyproject.toml -o requirements-test.txt
+COMPILE := --python $(BIN)/python --quiet --upgrade --universal --fork-strategy fewest \
+	--python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 clean:  ## Remove the environment, the outputs and DVC's cache
 	rm -rf .venv .dvc/cache .dvc/tmp .hypothesis .*_cache data/archive data/tensors.npz models/*.npz
 	rm -rf metrics/*.png metrics/report.html
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*  ## /make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*  ## /make \1\t/p' Makefile | expand -t 20
 
-.venv/bin/uv:
+# Repeat this if the environment's Python does not start (then from scratch) or does not find
+# its packages: the Python behind it may have been removed or upgraded.
+.venv/bin/uv: $(shell $(BIN)/python -IB -c 'import uv' >/dev/null 2>&1 || echo new)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
 		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	@$(PYTHON) -IB -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $$($(BIN)/python -IB -c '' 2>/dev/null || echo --clear) .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-INSTALL = VIRTUAL_ENV=.venv $(BIN)/python -m uv pip install --quiet --require-hashes -r
+UV := $(BIN)/python -m uv pip
+INSTALL := $(UV) install --python $(BIN)/python --quiet --require-hashes -r
 
 .venv/installed: .venv/bin/uv requirements.txt
 	@$(INSTALL) requirements.txt

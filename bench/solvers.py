@@ -108,7 +108,7 @@ def as_rows(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def log_loss(logits: Any, labels: NDArray[np.uint8]) -> float:
     """Return the log loss of logits (N,) of the first class."""
     column = np.asarray(logits, np.float64)[:, None]
-    return metrics.log_loss(linear.probabilities(column, "log_loss"), labels)
+    return metrics.log_loss(linear.probabilities(column, "sigmoid"), labels)
 
 
 def hardware_limits() -> tuple[float, float]:
@@ -125,7 +125,7 @@ def measure(torch: str | None) -> tuple[list[Result], artifacts.Tensors]:
     """Time all trainers, the stage's own first; also return what they trained on."""
     config = parameters.load(parameters.Train)
     tensors = artifacts.load_tensors()
-    train, valid, _ = tensors
+    train, valid = tensors.train, tensors.valid
     key = jax.random.key(config.seed)
     untrained = init_params(key, train.images[0].size, 1, config.init_std)
     fit_key = jax.random.fold_in(key, 1)
@@ -196,7 +196,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # few iterations are meant not to converge
-    results, (train, valid, _) = measure(arguments.torch)
+    results, (train, valid, *_) = measure(arguments.torch)
     own = statistics.median(results[0].seconds)
     rows = []
     for name, seconds, epochs, logits in results:

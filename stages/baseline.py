@@ -1,4 +1,4 @@
-"""The baseline: which class has the mean image nearest to an image?"""
+"""The baseline: classify an image by the nearest mean image."""
 
 from functools import partial
 from typing import Literal
@@ -20,8 +20,9 @@ def pixel_sums(images: Array, labels: Array, n: int, classes: int) -> Array:
 
     Integers, so that the order of the sum cannot matter.
     """
-    valid = jnp.arange(len(images)) < n
-    segments = jnp.where(valid, labels, classes)  # padding goes to no class
+    is_padding = jnp.arange(len(images)) >= n
+    # Padding goes to no class. As uint8, class number 256 would be class 0.
+    segments = jnp.where(is_padding, classes, labels.astype(jnp.int32))
     return jax.ops.segment_sum(images.astype(jnp.int32), segments, classes)
 
 
@@ -52,19 +53,22 @@ def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Arr
 
 def main() -> None:
     """Write models/baseline.npz and metrics/baseline.json from data/tensors.npz."""
-    params = parameters.load(parameters.Baseline)
-    train, valid, classes = artifacts.load_tensors()
+    distance = parameters.load(parameters.Baseline).distance
+    train, valid, classes, *_ = artifacts.load_tensors()
     means = mean_images(train, len(classes))
     to_means = np.concatenate(
         [
-            distances(images, means, params.distance)[:n]
+            distances(images, means, distance)[:n]
             for images, _, n in devices.blocks(valid)
         ]
     )
-    # For a pair, the nearer the first class is than the second, the higher the score.
+    # For a pair, the score is higher the closer an image is to the first class.
     scores = to_means[:, 1] - to_means[:, 0] if len(classes) == 2 else None
     predicted = to_means.argmin(1)
     measured = metrics.classification_metrics(valid.labels, predicted, classes, scores)
-    artifacts.publish(
-        {artifacts.BASELINE: {"means": means}, artifacts.BASELINE_METRICS: measured}
-    )
+    model = {
+        "means": means,
+        "distance": np.array(distance),
+        "valid_distances": to_means,  # the report must not round them otherwise
+    }
+    artifacts.publish({artifacts.BASELINE: model, artifacts.BASELINE_METRICS: measured})

@@ -5,29 +5,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from stages.plumbing import artifacts, hermetic, parameters
 from stages.plumbing.errors import UserError
 
 TIMEOUT = (10, 60)
-"""Seconds to wait for a connection, and for the next piece."""
+"""Seconds to wait for a connection, and for the next data."""
 DEADLINE = 3600
-"""Seconds after which the content is given up, however steadily it drips."""
+"""Time limit of a download in seconds, even if data keeps arriving."""
 ATTEMPTS = 4
-TRANSIENT = {408, 425, 429}
+RETRIED_4XX = {408, 425, 429}  # every 5xx is retried as well
 
 
 def fetch(url: str, target: Path) -> None:
     """Download an http(s) URL to a file, with a progress bar on a terminal.
 
-    A connection that fails or breaks and an answer that says "later" are tried four
-    times in all. Raises UserError for what does not come, and leaves no file then.
+    Retries failed or broken connections and transient responses, up to ATTEMPTS tries.
+    On failure, removes the partial file and raises UserError.
     """
-    import requests
+    import requests  # imported here, since a local path needs neither
     import urllib3
 
-    # ValueError: a host or a header that makes no sense.
+    # ValueError: an invalid host or header.
     failures = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
     deadline = time.monotonic() + DEADLINE
     try:
@@ -45,21 +43,23 @@ def fetch(url: str, target: Path) -> None:
 
 def _fetch_once(url: str, target: Path, deadline: float) -> None:
     import requests
+    from tqdm import tqdm
 
-    with requests.get(url, stream=True, timeout=TIMEOUT) as answer:
-        code = answer.status_code
-        if 400 <= code < 500 and code not in TRANSIENT:
-            raise _failure(url, f"the server answers {code} {answer.reason}")
-        answer.raise_for_status()
-        size = int(answer.headers.get("Content-Length", 0)) or None
+    with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+        status = response.status_code
+        if 400 <= status < 500 and status not in RETRIED_4XX:
+            raise _failure(url, f"the server answers {status} {response.reason}")
+        response.raise_for_status()
+        size = int(response.headers.get("Content-Length", 0)) or None
         bar = tqdm(
             None, "download", size, unit="B", unit_scale=True, delay=1, disable=None
         )
         with target.open("wb") as file, bar:
-            # read1 returns what has come, so that a slow server meets the deadline.
-            while piece := answer.raw.read1(2**20, decode_content=True):
-                file.write(piece)
-                bar.update(len(piece))
+            # read1 returns whatever has arrived, so that the deadline is checked even
+            # on a slow connection.
+            while chunk := response.raw.read1(2**20, decode_content=True):
+                file.write(chunk)
+                bar.update(len(chunk))
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"the download took over {DEADLINE} s: fetch the archive by "
@@ -86,24 +86,33 @@ def check_digest(archive: Path, source: str, expected: str) -> None:
         )
 
 
+def find_archive(url: str) -> Path | None:
+    """Return the path of a local archive, or None for an http(s) URL.
+
+    Raises UserError for another URL, and for a path that leads to no file.
+    """
+    if url.startswith(("http://", "https://")):
+        return None
+    if "://" in url:
+        raise UserError(
+            f"download.url: {url}: only a path, http:// or https:// can be fetched"
+        )
+    if not Path(url).is_file():
+        raise UserError(
+            f"download.url: there is no file {url}: "
+            "give a path from the root of the repository, or a URL"
+        )
+    return Path(url)
+
+
 def main() -> None:
     """Write data/archive."""
     params = parameters.load(parameters.Download)
-    url = params.url
-    hermetic.permit(url)
+    hermetic.permit(params.url)
     with tempfile.TemporaryDirectory() as folder:
-        archive = Path(url)
-        if url.startswith(("http://", "https://")):
+        archive = find_archive(params.url)
+        if not archive:
             archive = Path(folder, "archive")
-            fetch(url, archive)
-        elif "://" in url:
-            raise UserError(
-                f"download.url: {url}: only a path, http:// or https:// can be fetched"
-            )
-        elif not archive.is_file():
-            raise UserError(
-                f"download.url: there is no file {url}: "
-                "give a path from the root of the repository, or a URL"
-            )
-        check_digest(archive, url, params.sha256)
+            fetch(params.url, archive)
+        check_digest(archive, params.url, params.sha256)
         artifacts.publish({artifacts.ARCHIVE: archive})

@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.model import linear, metrics
+from stages.model.linear import Linear
 from stages.page import pictures
 from stages.page.charts import Curves
 from stages.page.render import Predictions, Results, render
 from stages.plumbing import artifacts, parameters, runtime
+from stages.plumbing.errors import UserError
 
 SECTIONS: list[type[parameters.Section]] = [
     parameters.Download,
@@ -32,42 +34,30 @@ INPUTS = [
 """The files whose digests the page shows."""
 
 
-def distances(
-    images: NDArray[np.uint8], means: NDArray[np.float32], distance: Literal["l1", "l2"]
-) -> NDArray[np.float64]:
-    """Measure the distance of images (N, H, W) to means (K, H, W): (N, K).
+def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.float32]]:
+    """Load the means, the distance, and the distances of `count` validation images.
 
-    As stages/baseline.py does, but in float64.
+    Raises UserError if the file is damaged or from other images.
     """
-
-    def apply(block: linear.Floats) -> linear.Floats:
-        differences = (block - mean for mean in means)
-        if distance == "l1":
-            return np.stack([np.abs(d).mean((1, 2)) for d in differences], 1)
-        return np.sqrt(np.stack([(d**2).mean((1, 2)) for d in differences], 1))
-
-    return linear.in_blocks(apply, images)
+    dtypes = {"means": "float32", "distance": "str", "valid_distances": "float32"}
+    arrays = artifacts.load_arrays(artifacts.BASELINE, dtypes)
+    means, distance, to_means = arrays.values()
+    if means.ndim != 3 or to_means.shape != (count, len(means)):
+        raise artifacts.damaged(artifacts.BASELINE, "its arrays do not fit the images")
+    return means, str(distance), to_means
 
 
-def predict_baseline(
-    images: NDArray[np.uint8], means: NDArray[np.float32], distance: Literal["l1", "l2"]
-) -> Predictions:
-    """Predict the class whose mean (K, H, W) is nearest to each image (N, H, W)."""
-    to_means = distances(images, means, distance)
+def predict_baseline(to_means: NDArray[np.float32]) -> Predictions:
+    """Predict the class with the least of the distances (N, K), as baseline.py does."""
     return Predictions(to_means.argmin(1), to_means, to_means[:, 1] - to_means[:, 0])
 
 
-def predict_linear(
-    images: NDArray[np.uint8],
-    weights: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    loss: str,
-) -> Predictions:
-    """Predict with weights (H·W, C) and bias (C,) that were trained on `loss`."""
-    logits = linear.logits(images, weights, bias)
+def predict_linear(images: NDArray[np.uint8], model: Linear) -> Predictions:
+    """Predict the class, the probabilities and the logits of images (N, H, W)."""
+    logits = linear.logits(images, model.weights, model.bias)
     return Predictions(
-        linear.predicted_labels(logits, loss),
-        linear.probabilities(logits, loss),
+        linear.predicted_labels(logits, model.outputs),
+        linear.probabilities(logits, model.outputs),
         logits[:, 0],
     )
 
@@ -121,18 +111,21 @@ def digest(path: str) -> str:
 
 def galleries(results: Results) -> dict[str, bytes]:
     """Draw the pictures for `dvc plots`, by path."""
-    classes, rows = results.classes, results.mistakes
+    rows = results.mistakes
+    names = pictures.drawable_names(results.classes)
+    by_class = dict(zip(results.classes, names, strict=True))
     means = pictures.grayscale(results.means)
     weights = pictures.diverging(results.weights)
     wrong = pictures.grayscale(results.valid.images[[row["index"] for row in rows]])
     pair = len(weights) == 1
-    outputs = [f"{classes[0]} red, {classes[1]} blue"] if pair else classes
+    outputs = [f"{names[0]} red, {names[1]} blue"] if pair else names
     mistakes = [
-        f"{r['index']}: {r['actual']} predicted as {r['predicted']}" for r in rows
+        f"{r['index']}: {by_class[r['actual']]} predicted as {by_class[r['predicted']]}"
+        for r in rows
     ]
     return {
         "metrics/means.png": pictures.gallery(
-            means, [f"mean: {name}" for name in classes], columns=5
+            means, [f"mean: {name}" for name in names], columns=5
         ),
         "metrics/weights.png": pictures.gallery(
             weights, [f"weights: {name}" for name in outputs], columns=5
@@ -146,18 +139,22 @@ def main() -> None:
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in SECTIONS
     }
-    _, valid, classes = artifacts.load_tensors()
-    means = artifacts.load_arrays(artifacts.BASELINE, {"means": "float32"})["means"]
-    model = artifacts.load_arrays(
-        artifacts.LINEAR, {"weights": "float32", "bias": "float32"}
-    )
+    _, valid, classes, valid_in_train, decoding = artifacts.load_tensors()
+    means, distance, to_means = load_baseline(len(valid.images))
+    model = Linear.load(artifacts.LINEAR)
+    expected = (classes, means.shape[1:], decoding)
+    if (model.classes, model.image_size, model.decoding) != expected:
+        raise UserError(
+            f"{artifacts.LINEAR} was trained on other images: run dvc repro"
+        )
 
     actual = valid.labels
     pair = len(classes) == 2  # of classes, which alone has ROC curves
     predictions = {
-        "baseline": predict_baseline(valid.images, means, params["baseline"].distance),
-        "linear": predict_linear(valid.images, **model, loss=params["train"].loss),
+        "baseline": predict_baseline(to_means),
+        "linear": predict_linear(valid.images, model),
     }
+    correct = {name: p.labels == actual for name, p in predictions.items()}
     predicted, probabilities, ranking = predictions["linear"]
     confidence = probabilities[np.arange(len(actual)), predicted]
     rows = prediction_rows(actual, predicted, confidence, classes)
@@ -173,8 +170,11 @@ def main() -> None:
         classes=classes,
         valid=valid,
         means=means,
-        weights=model["weights"].T.reshape(-1, *means.shape[1:]),
-        bias=model["bias"],
+        distance=distance,
+        weights=model.weights.T.reshape(-1, *model.image_size),
+        bias=model.bias,
+        outputs=model.outputs,
+        decoding=model.decoding,
         predictions=predictions,
         metrics={
             "baseline": artifacts.load_json(artifacts.BASELINE_METRICS),
@@ -184,9 +184,13 @@ def main() -> None:
             name: metrics.confusion_matrix(actual, p.labels, len(classes))
             for name, p in predictions.items()
         },
-        mcnemar=metrics.mcnemar(
-            predicted == actual, predictions["baseline"].labels == actual
-        ),
+        mcnemar=metrics.mcnemar(correct["linear"], correct["baseline"]),
+        copies=int(valid_in_train.sum()),
+        accuracy_without_copies={
+            name: float(right[~valid_in_train].mean())
+            for name, right in correct.items()
+            if not valid_in_train.all()
+        },
         curves=pair_curves(actual, predictions) if pair else None,
         history=artifacts.load_csv(artifacts.HISTORY),
         sensitivity=artifacts.load_json(artifacts.SENSITIVITY),

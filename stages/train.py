@@ -1,4 +1,4 @@
-"""Train a linear model by stochastic gradient descent: one weight per pixel, a bias."""
+"""Train a linear model by stochastic gradient descent: the lesson's second half."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Params(NamedTuple):
 
 
 class Hyperparams(NamedTuple):
-    """Numbers that are traced, so that jax.vmap can train many settings at once."""
+    """Traced numbers, so that tools/cross_validation.py can vmap over them."""
 
     learning_rate: Any
     momentum: Any
@@ -81,7 +81,7 @@ LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
 
 
 def sgd(hyperparams: Hyperparams, schedule: str, steps: int) -> Any:
-    """Build the optimizer; l2 / 2 times the squared weights add to the loss."""
+    """SGD with momentum; l2 acts as l2 / 2 times the squared weights in the loss."""
     rate, momentum, l2 = hyperparams
     rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
     mask = Params(weights=True, bias=False)
@@ -115,9 +115,9 @@ def train_steps(
 @partial(jax.jit, static_argnames="loss")
 def eval_step(params: Params, images: Array, labels: Array, n: int, loss: str) -> Array:
     """Sum the losses and the correct predictions of the first `n` images: (2,)."""
-    logits, targets = predict(params, images), jax.nn.one_hot(labels, len(params.bias))
-    correct = linear.predicted_labels(logits, loss) == labels
-    rows = jnp.stack([LOSSES[loss](logits, targets), correct])
+    logits, count = predict(params, images), len(params.bias)
+    correct = linear.predicted_labels(logits, linear.outputs_of(loss, count)) == labels
+    rows = jnp.stack([LOSSES[loss](logits, jax.nn.one_hot(labels, count)), correct])
     return devices.replicate(jnp.where(jnp.arange(len(images)) < n, rows, 0).sum(1))
 
 
@@ -131,13 +131,13 @@ def evaluate(params: Params, split: Split, loss: str) -> NDArray[np.float64]:
 def fit(
     params: Params, train: Split, valid: Split, key: Array, config: parameters.Train
 ) -> tuple[Params, NDArray[np.float64]]:
-    """Train in shuffled minibatches, of which an incomplete last one is left out.
+    """Train on shuffled minibatches, dropping an incomplete last one.
 
     Returns the params, and a history (epochs + 1, 4) that begins with the untrained
     model: train loss, train accuracy, valid loss, valid accuracy.
     """
     count, epochs, size = len(train.images), config.epochs, config.batch_size
-    steps = count // size  # in an epoch
+    steps = count // size  # per epoch
     hyperparams = Hyperparams(config.learning_rate, config.momentum, config.l2)
     run_steps = partial(train_steps, config=config, steps=epochs * steps)
     opt_state = sgd(hyperparams, config.schedule, epochs * steps).init(params)
@@ -145,19 +145,18 @@ def fit(
     keys, history = jax.random.split(key, epochs), []
     hide = jax.process_index() > 0 or None  # None: show on a terminal only
     for epoch in trange(epochs + 1, desc="train", unit="epoch", delay=1, disable=hide):
-        if epoch:
+        if epoch:  # 0 is the untrained model
             order = np.asarray(jax.random.permutation(keys[epoch - 1], count))
             order = order[: steps * size].reshape(steps, size)
             for images, labels in devices.batches(train, order):
                 state, losses = run_steps(state, images, labels, hyperparams)
-                losses.block_until_ready()  # or the next batches would fill the memory
-        scores = [evaluate(state[0], split, config.loss) for split in (train, valid)]
-        history.append(np.concatenate(scores))
-    return Params(*map(np.asarray, state[0])), np.stack(history)
+                losses.block_until_ready()  # else the queued batches fill the memory
+        history.append([evaluate(state[0], s, config.loss) for s in (train, valid)])
+    return Params(*map(np.asarray, state[0])), np.reshape(history, (epochs + 1, 4))
 
 
 def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
-    """Nudge the brightest pixel's weight by 0.01 %: accuracy stays, the loss moves."""
+    """Compare loss and accuracy before and after a weight grows by 0.01 %."""
     pixel = train.images.sum(0, dtype=np.int64).argmax()
     nudged = np.array(params.weights)
     nudged[pixel] *= np.float32(1.0001)
@@ -174,27 +173,28 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 
 @devices.distributed()
 def main() -> None:
-    """Write the model, its history and the experiment from data/tensors.npz."""
+    """Write the model, its history and the sensitivity test from data/tensors.npz."""
     config = parameters.load(parameters.Train)
-    train, valid, classes = artifacts.load_tensors(verify=jax.process_count() == 1)
+    tensors = artifacts.load_tensors(verify=jax.process_count() == 1)
+    train, valid, classes, _, decoding = tensors
+    shape = train.images[0].size, 1 if len(classes) == 2 else len(classes)
+    outputs = linear.outputs_of(config.loss, shape[1])
     devices.check_batch_size(config.batch_size, len(train.images))
     key = jax.random.key(config.seed)
-    shape = train.images[0].size, 1 if len(classes) == 2 else len(classes)
     params = init_params(key, *shape, config.init_std)
     params, history = fit(params, train, valid, jax.random.fold_in(key, 1), config)
     if not all(np.isfinite(array).all() for array in (*params, history)):
         raise UserError(
-            f"train.learning_rate: {config.learning_rate} makes {config.loss} diverge "
-            "to NaN or infinity: lower it"
+            f"train.learning_rate: {config.learning_rate} and train.l2: {config.l2} "
+            f"make {config.loss} diverge to NaN or infinity: lower one of them"
         )
-    # The experiment is about a model that has yet to learn; zeros cannot be nudged.
-    untrained = init_params(key, *shape, config.init_std or 1.0)
-    experiment = sensitivity(untrained, train, config.loss)
+    model = linear.Linear(*params, classes, outputs, train.images.shape[1:], decoding)
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
-    outputs = {
-        artifacts.LINEAR: params._asdict(),
+    untrained = init_params(key, *shape, config.init_std or 1.0)  # 0 cannot be nudged
+    files = {
+        artifacts.LINEAR: model.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        artifacts.SENSITIVITY: experiment,
+        artifacts.SENSITIVITY: sensitivity(untrained, train, config.loss),
     }
     if jax.process_index() == 0:
-        artifacts.publish(outputs)
+        artifacts.publish(files)

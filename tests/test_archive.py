@@ -6,21 +6,27 @@ import io
 import lzma
 import random
 import struct
+import subprocess
 import tarfile
 import tracemalloc
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from stages import preprocess
 from stages.images import archive
+from stages.images.tar import FILE, DamagedTar, TarReader
+from stages.plumbing.artifacts import Decoding, Split
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.parameters import Data, Splits
 from stages.preprocess import Example
@@ -38,7 +44,8 @@ ZIP_METHODS = {
     "zip by bzip2": zipfile.ZIP_BZIP2,
 }
 SPLITS = Splits("train", "valid")
-DATA = Data(("3", "7"), SPLITS, size=None, grayscale=False)
+FORM: dict[str, Any] = {"size": None, "grayscale": False, "background": None}
+DATA = Data(("3", "7"), SPLITS, **FORM)
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +91,18 @@ def pack(
 
 
 def read(content: bytes, data: Data = DATA) -> tuple[list[Example], np.ndarray]:
+    """Read the examples and their pixels, in the order of the tensors."""
     Path("archive").write_bytes(content)
-    return preprocess.read_images("archive", data)
+    examples, _ = preprocess.find_examples("archive", data)
+    rows = {member: row for row, member in enumerate(examples)}
+    decoding = Decoding(data.size, data.grayscale, data.background)
+    images = preprocess.read_images("archive", rows, decoding)
+    return list(examples.values()), images
 
 
-def read_train(content: bytes, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    return preprocess.sort_split("train", *read(content, data), data)
+def read_train(content: bytes, data: Data) -> Split:
+    Path("archive").write_bytes(content)
+    return preprocess.read_splits("archive", data)[0]
 
 
 def error(content: bytes, data: Data = DATA) -> str:
@@ -125,7 +138,8 @@ def test_every_format_is_read_with_and_without_a_root_folder(kind, root):
 IGNORED = [
     *("train/3/.DS_Store", "train/3/._1.png", "labels.csv", "train/labels.csv"),
     *("__MACOSX/train/3/._1.png", "__MACOSX/train/3/1.png", ".hidden/train/3/1.png"),
-    *("train/8/1.png", "test/3/1.png", "train/3/more/1.png", "a/b/train/3/1.png"),
+    *("train/8/1.png", "test/3/1.png", "a/b/train/3/1.png", "train/3/Thumbs.db"),
+    *("train/3/desktop.ini", "train/3/README.txt", "train/3/labels.CSV"),
     *("/train/3/9.png", "../train/3/9.png", "train/3/../9.png", "/etc/train/3/9.png"),
     *("train/../../3/9.png", "train//3/9.png"),
 ]
@@ -163,7 +177,7 @@ NAMES = st.text(CHARACTERS, min_size=1, max_size=8).filter(
 def test_the_tensors_do_not_depend_on_the_order_of_the_members(
     names, kind, root, shuffle
 ):
-    data = Data(("3", "sieben"), SPLITS, size=None, grayscale=False)
+    data = Data(("3", "sieben"), SPLITS, **FORM)
     files = [
         (f"{root}{split}/{label}/{name}", png(i))
         for split in ("train", "valid")
@@ -181,11 +195,12 @@ def test_the_tensors_do_not_depend_on_the_order_of_the_members(
 def test_images_are_sorted_by_class_as_listed_then_by_name_in_natural_order():
     order = ["1.png", "2.png", "010.png", "10.png", "a2.png", "a10.png", "b.png"]
     files = {
-        f"train/{label}/{name}": png(100 * (label == "3") + i)
+        f"{split}/{label}/{name}": png(100 * (label == "3") + i)
+        for split in ("train", "valid")
         for label in "37"
         for i, name in enumerate(order)
     }
-    data = Data(("7", "3"), SPLITS, size=None, grayscale=False)
+    data = Data(("7", "3"), SPLITS, **FORM)
     images, labels = read_train(pack(dict(sorted(files.items()))), data)
     assert images[:, 0, 0].tolist() == [*range(7), *range(100, 107)]
     assert labels.tolist() == [0] * 7 + [1] * 7
@@ -208,7 +223,11 @@ def test_links_and_devices_are_refused_in_a_class_and_ignored_elsewhere(kind):
         return member
 
     line = error(pack(SMALL, more=[special("train/3/link.png")]))
-    assert "train/3/link.png is a link or a device" in line
+    if kind == tarfile.LNKTYPE:
+        assert "train/3/link.png is a link to another member" in line
+        assert "tar --hard-dereference" in line
+    else:
+        assert "train/3/link.png is a link or a device" in line
     assert paths_in(pack(SMALL, more=[special("elsewhere/link.png")])) == set(SMALL)
 
 
@@ -232,7 +251,7 @@ def test_an_unusable_image_is_named(kind):
 
 
 def test_images_of_mixed_sizes_are_resized_to_data_size():
-    data = Data(("3", "7"), SPLITS, size=(5, 4), grayscale=False)
+    data = Data(("3", "7"), SPLITS, **FORM | {"size": (5, 4)})
     _, images = read(pack({**SMALL, "train/7/large.png": png(9, (30, 20))}), data)
     assert images.shape == (len(SMALL) + 1, 5, 4)
 
@@ -250,9 +269,9 @@ def test_more_images_than_fit_into_memory_are_refused(monkeypatch):
 )
 def test_a_class_without_images_is_named(gone, split):
     files = {name: SMALL[name] for name in SMALL if not name.startswith(gone)}
-    images = read(pack(files))
+    Path("archive").write_bytes(pack(files))
     with pytest.raises(UserError, match=f"class '{gone[-1]}' has no images in {split}"):
-        preprocess.sort_split(split, *images, DATA)
+        preprocess.read_splits("archive", DATA)
 
 
 @pytest.mark.parametrize("kind", TARS)
@@ -338,7 +357,242 @@ def test_a_header_with_a_huge_or_negative_size_is_refused(kind, size):
 def test_a_pax_header_with_a_huge_size_is_refused():
     member = tarfile.TarInfo("train/3/1.png")
     member.pax_headers = {"size": str(2**40)}
-    assert "train/3/1.png makes it too large" in error(pack({}, more=[member]))
+    line = error(pack({}, more=[member]))
+    assert f"train/3/1.png claims {2**40} bytes and makes it too large" in line
+
+
+def test_a_large_file_beside_the_images_is_skipped(monkeypatch):
+    monkeypatch.setattr(archive, "MAX_MEMBER", 1000)
+    files = {"video.mp4": bytes(5000), "train/3/notes.txt": bytes(5000), **SMALL}
+    for kind in FORMATS:
+        assert paths_in(pack(files, kind)) == set(SMALL)
+
+
+# The tar reader, against Python's tarfile and GNU tar.
+
+
+def tar_files(content: bytes) -> dict[str, bytes]:
+    """Read the files of a tar with the reader under test."""
+    reader = TarReader(io.BytesIO(content))
+    return {name: reader.read() for name, _, kind in reader if kind == FILE}
+
+
+TAR_FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+PARTS = st.text(CHARACTERS, min_size=1, max_size=40)
+LONG_PATHS = st.lists(PARTS, min_size=1, max_size=6).map("/".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    files=st.dictionaries(LONG_PATHS, st.binary(max_size=1200), max_size=4),
+    kind=st.sampled_from(TAR_FORMATS),
+    mtime=st.sampled_from([0, 1.5, 2**34]),
+)
+def test_what_tarfile_writes_is_read_the_same(files, kind, mtime):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=kind) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mtime = int(mtime) if kind == tarfile.USTAR_FORMAT else mtime
+            try:
+                tar.addfile(member, io.BytesIO(content))
+            except ValueError:  # what ustar cannot hold
+                assert kind == tarfile.USTAR_FORMAT
+                assume(False)
+    assert tar_files(packed.getvalue()) == files
+
+
+@pytest.mark.skipif(
+    "GNU tar" not in subprocess.getoutput("tar --version"), reason="tar is not GNU's"
+)
+@pytest.mark.parametrize("kind", ["v7", "oldgnu", "gnu", "ustar", "pax"])
+def test_what_gnu_tar_writes_is_read_the_same(tmp_path, kind):
+    names = ["a", "größe/日本 3.png", "x" * 99]
+    if kind != "v7":
+        names += [f"{'d' * 90}/{'f' * 99}"]
+    if kind not in ("v7", "ustar"):
+        names += [f"{'d' * 90}/{'e' * 200}/{'f' * 220}"]
+    files = {name: name.encode() * 7 for name in names}
+    for name, content in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(content)
+    command = ["tar", f"--format={kind}", "-cf", "packed.tar", "-C", "tree", *names]
+    subprocess.run(command, check=True)
+    assert tar_files((tmp_path / "packed.tar").read_bytes()) == files
+
+
+def headers(content: bytes) -> list[int]:
+    """Return where the headers of a tar of small files begin."""
+    magic = (b"ustar\0", b"ustar ")
+    starts = range(0, len(content), 512)
+    return [at for at in starts if content[at + 257 : at + 263] in magic]
+
+
+@pytest.mark.parametrize("kind", TAR_FORMATS, ids=["ustar", "gnu", "pax"])
+def test_every_flipped_byte_of_a_header_is_refused_or_changes_nothing(kind):
+    files = {"train/3/1.png": b"one", f"train/{'7' * 120}/ü.png": b"two"}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=kind) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    whole, chance = packed.getvalue(), random.Random(kind)
+    assert tar_files(whole) == files
+    for start in headers(whole):
+        for at in range(start, start + 512):
+            for mask in (1, 0x80, chance.randrange(1, 256)):
+                flipped = bytearray(whole)
+                flipped[at] ^= mask
+                with suppress(DamagedTar):
+                    assert tar_files(bytes(flipped)) == files
+
+
+@pytest.mark.parametrize("kind", TAR_FORMATS, ids=["ustar", "gnu", "pax"])
+def test_every_truncation_of_a_tar_is_refused(kind):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=kind) as tar:
+        for name in ("train/3/1.png", f"{'train' * 20}/{'x' * 90}"):
+            member = tarfile.TarInfo(name)
+            member.size = 700
+            tar.addfile(member, io.BytesIO(bytes(700)))
+    whole = packed.getvalue()
+    # The last header, two blocks of content, and the two blocks of zeros at the end.
+    end = headers(whole)[-1] + 5 * 512
+    assert tar_files(whole[:end]) == tar_files(whole)
+    for size in range(0, end, 64):
+        with pytest.raises(DamagedTar):
+            tar_files(whole[:size])
+
+
+@pytest.mark.parametrize("kind", TARS)
+def test_what_follows_the_end_of_a_tar_is_refused_unless_it_is_zeros(kind):
+    one, other = pack(SMALL), pack({"train/3/9.png": png(9)})
+    assert paths_in(TARS[kind](one + bytes(10_240))) == set(SMALL)
+    line = error(TARS[kind](one + other))
+    assert "more follows its end, which is after valid/7/2.png" in line
+    assert "if two archives were joined, pack their files into one" in line
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_compressed_tars_that_were_joined_are_refused(kind):
+    joined = pack(SMALL, kind) + pack({"train/3/9.png": png(9)}, kind)
+    assert "more follows its end" in error(joined)
+
+
+def test_zips_that_were_joined_are_refused():
+    joined = pack({"train/3/9.png": png(9)}, "zip") + pack(SMALL, "zip")
+    assert "something precedes its first member" in error(joined)
+
+
+def test_a_gzip_whose_checksum_is_wrong_is_refused():
+    damaged = bytearray(pack(SMALL, "gz"))
+    damaged[-5] ^= 1
+    assert "is damaged" in error(bytes(damaged))
+
+
+# Names.
+
+
+def test_files_in_folders_below_a_class_are_read():
+    more = {"train/3/more/9.png": png(9), "root/valid/7/a/b/9.png": png(9)}
+    found = paths_in(pack({**SMALL, **more}))
+    assert found - set(SMALL) == {"train/3/more/9.png", "valid/7/a/b/9.png"}
+
+
+AMBIGUOUS = ["train/valid/3/x.png", "train/3/valid/x.png", "train/3/7/x.png"]
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_name_that_can_be_read_in_two_ways_is_refused(name):
+    assert f"{name}: can be read in two ways" in error(pack({**SMALL, name: png(1)}))
+
+
+def test_names_are_compared_in_one_unicode_form():
+    """Half of them as macOS writes them, half as Linux does; the class as either."""
+    composed, decomposed = (unicodedata.normalize(f, "größe") for f in ("NFC", "NFD"))
+    files = {
+        f"{split}/{form}/{i}.png": png(i)
+        for split in ("train", "valid")
+        for i, form in enumerate((composed, decomposed))
+    }
+    files |= {name: content for name, content in SMALL.items() if "/7/" in name}
+    for name in (composed, decomposed):
+        data = Data((name, "7"), SPLITS, **FORM)
+        labels = [example.label for example in read(pack(files), data)[0]]
+        assert labels.count(0) == 4
+    line = error(pack({**files, f"train/{composed}/1.png": png(9)}), data)
+    assert "twice: leave one out" in line
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_with_backslashes_are_read_as_windows_means_them(kind):
+    files = {name.replace("/", "\\"): content for name, content in SMALL.items()}
+    assert paths_in(pack({"train\\3\\": b"", **files}, kind)) == set(SMALL)
+
+
+def test_utf_8_names_in_a_zip_without_the_flag_are_read():
+    data = Data(("größe", "7"), SPLITS, **FORM)
+    files = {name.replace("/3/", "/größe/"): SMALL[name] for name in SMALL}
+    packed = bytearray(pack(files, "zip"))
+    for signature, flags in ((b"PK\3\4", 7), (b"PK\1\2", 9)):
+        at = -1
+        while (at := packed.find(signature, at + 1)) >= 0:
+            packed[at + flags] &= ~0x08
+    assert len(read(bytes(packed), data)[0]) == len(SMALL)
+
+
+def test_an_encrypted_zip_says_so():
+    packed = bytearray(pack(SMALL, "zip"))
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        packed[packed.find(signature) + flags] |= 1
+    assert "is encrypted: pack without a password" in error(bytes(packed))
+
+
+# What preprocess says.
+
+
+def said(capsys: pytest.CaptureFixture[str], content: bytes) -> list[str]:
+    Path("archive").write_bytes(content)
+    preprocess.read_splits("archive", DATA)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_what_is_left_out_is_counted_by_reason_with_an_example(capsys):
+    assert said(capsys, pack(SMALL)) == [
+        "train: 2 of 3, 2 of 7",
+        "valid: 2 of 3, 2 of 7",
+    ]
+    others = [
+        *("train/3/._1.png", "labels.csv", "train/8/1.png", "train/8/2.png"),
+        *("train/3/Thumbs.db", "/train/3/5.png"),
+    ]
+    lines = said(capsys, pack({**dict.fromkeys(others, b"x"), **SMALL}))
+    assert lines[2:] == [
+        "left out, hidden: 1, for example train/3/._1.png",
+        "left out, not in a folder of a chosen split and class: 3, "
+        "for example labels.csv",
+        "left out, no image, by the extension: 1, for example train/3/Thumbs.db",
+        "left out, with an absolute path, or with ..: 1, for example /train/3/5.png",
+    ]
+
+
+def test_a_class_without_images_lists_the_folders_that_were_found():
+    files = {f"root/train/{i}/1.png": png(1) for i in range(9)}
+    data = Data(("three", "7"), SPLITS, **FORM)
+    Path("archive").write_bytes(pack(files))
+    with pytest.raises(UserError) as caught:
+        preprocess.read_splits("archive", data)
+    line = str(caught.value)
+    assert "class 'three' has no images in train" in line
+    assert "other folders are root/train/0, root/train/1, " in line
+
+
+def test_validation_images_that_are_training_images_too_are_found_by_content():
+    images = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    others = np.concatenate([images[[1, 3, 1]], images[:1] + 1])
+    assert preprocess.find_copies(images, others).tolist() == [False, True, False, True]
 
 
 def zip_bomb() -> bytes:

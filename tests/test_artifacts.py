@@ -16,15 +16,19 @@ import numpy as np
 import pytest
 
 from stages.plumbing import artifacts
+from stages.plumbing.artifacts import Decoding
 from stages.plumbing.errors import UserError, one_line
 
 ROOT = Path(__file__).parents[1]
+DECODING = Decoding(size=(2, 3), grayscale=True, background=255)
 TENSORS: dict[str, Any] = {
     "train_images": np.arange(24, dtype=np.uint8).reshape(4, 2, 3),
     "train_labels": np.array([0, 0, 1, 1], np.uint8),
     "valid_images": np.zeros((2, 2, 3), np.uint8),
     "valid_labels": np.array([0, 1], np.uint8),
     "classes": np.array(["drei ③", "семь"]),
+    "valid_in_train": np.array([1, 0], np.uint8),
+    "decoding": artifacts.format_decoding(DECODING),
 }
 RECALL = {"recall": dict.fromkeys(TENSORS["classes"].tolist(), 0.5)}
 OUTPUTS: dict[str, Any] = {
@@ -204,6 +208,8 @@ def test_tensors_are_read_as_they_were_written_with_any_class_names():
             np.testing.assert_array_equal(array, TENSORS[f"{split}_{field}"])
             assert array.dtype == TENSORS[f"{split}_{field}"].dtype
     assert loaded.classes == TENSORS["classes"].tolist()
+    assert loaded.valid_in_train.tolist() == [True, False]
+    assert loaded.decoding == DECODING
 
 
 def test_json_and_csv_are_read_as_they_were_written():
@@ -237,6 +243,10 @@ def test_objects_are_neither_written_nor_read():
             "valid_labels is of type int64, not uint8",
         ),
         ("classes", np.array([3, 7]), "classes is of type int64, not str"),
+        ("valid_in_train", np.zeros(3, np.uint8), "valid_in_train does not fit"),
+        ("decoding", np.array("{}"), "decoding: "),
+        ("decoding", np.array('{"size": 3}'), "decoding: "),
+        ("decoding", np.array("[1]"), "decoding: "),
         ("valid_images", np.zeros((2, 3, 2), np.uint8), "do not fit together"),
         ("train_images", np.zeros((4, 6), np.uint8), "do not fit together"),
         ("train_labels", np.zeros(3, np.uint8), "do not fit together"),

@@ -21,13 +21,14 @@ Mnist = tuple[Split, Split]
 @pytest.fixture(scope="module")
 def mnist() -> Mnist:
     """Read the training and the validation split of the bundled archive."""
-    splits = parameters.Splits("train", "valid")
-    data = parameters.Data(("3", "7"), splits, size=None, grayscale=False)
-    images = preprocess.read_images(str(ARCHIVE), data)
-    return (
-        preprocess.sort_split("train", *images, data),
-        preprocess.sort_split("valid", *images, data),
+    data = parameters.Data(
+        ("3", "7"),
+        parameters.Splits("train", "valid"),
+        size=None,
+        grayscale=False,
+        background=None,
     )
+    return preprocess.read_splits(str(ARCHIVE), data)
 
 
 def measure(mnist: Mnist, distance: Literal["l1", "l2"]) -> dict[str, Any]:
@@ -44,6 +45,15 @@ def test_mean_images_equal_the_float64_means_of_the_classes():
     means = baseline.mean_images(Split(images, labels), 3)
     expected = [images[labels == k].mean(0) / 255 for k in range(3)]
     assert means.dtype == np.float32
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
+
+
+def test_256_classes_have_the_float64_means_of_their_images():
+    """300 images are padded to 512, and none of the padding is of class 0."""
+    images = RANDOM.integers(256, size=(300, 3, 2), dtype=np.uint8)
+    labels = np.append(np.arange(256), RANDOM.integers(256, size=44)).astype(np.uint8)
+    means = baseline.mean_images(Split(images, labels), 256)
+    expected = [images[labels == k].mean(0) / 255 for k in range(256)]
     np.testing.assert_allclose(means, expected, rtol=1e-6)
 
 

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from stages.model import devices
-from tests.conftest import commit, copy, edit, environment, run, stages_run, succeed
+from tests.conftest import (
+    commit,
+    contents,
+    copy,
+    edit,
+    environment,
+    run,
+    stages_run,
+    succeed,
+)
 
 TOLERANCE = 1e-5
 FEW_EPOCHS = ("epochs: 20", "epochs: 2")
@@ -41,7 +50,7 @@ def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
 
 def outputs(folder: Path) -> dict[str, np.ndarray]:
     with np.load(folder / "models/linear.npz") as file:
-        arrays = {name: file[name] for name in file}
+        arrays = {name: file[name] for name in ("weights", "bias")}
     history = np.loadtxt(folder / "metrics/history.csv", delimiter=",", skiprows=1)
     return arrays | {"history": history}
 
@@ -171,6 +180,29 @@ def test_a_process_that_is_left_alone_says_so(clone):
     assert errors == "train: timed out after 3 s waiting for the other processes\n"
     assert process.returncode == 1
     assert not (clone / "models/linear.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JOB_COMPLETION_INDEX": "0"},
+        {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"OMPI_COMM_WORLD_RANK": "0"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_MCA_orte_hnp_uri": "4096.0;udp://1"},
+        {"SLURM_STEP_NODELIST": "node1"},
+    ],
+    ids=str,
+)
+def test_a_variable_that_a_launcher_sets_alone_is_named_in_one_line(lent, variables):
+    before = contents(lent, "models", "metrics")
+    done = run(lent, "python", "-m", "stages", "train", **variables)
+    name = next(iter(variables))
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"train: {name} is set, but JAX finds no other")
+    assert done.stderr.endswith(f", or unset {name}\n")
+    assert done.returncode == 1
+    assert contents(lent, "models", "metrics") == before
 
 
 def is_usable(launcher: str) -> bool:

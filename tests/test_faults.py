@@ -354,7 +354,7 @@ def test_a_stage_with_few_file_handles_works_or_says_so(unchanged):
 
 
 def test_out_of_memory_is_one_line(unchanged):
-    edit(unchanged / "params.yaml", "size: null", "size: [2048, 2048]")
+    edit(unchanged / "params.yaml", "size: null", "size: [256, 256]")
     limit = resource.RLIMIT_AS, 600 * 2**20
     assert_fails(unchanged, "preprocess", OUT_OF_MEMORY, limit=limit)
 

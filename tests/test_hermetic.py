@@ -6,16 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import ruamel.yaml
 import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
 from stages.plumbing import hermetic
+from stages.plumbing.errors import one_line
 from tests.conftest import ROOT, STAGES, commit, contents, edit, run, succeed
 
 PLUMBING = [
@@ -135,6 +139,17 @@ with tempfile.TemporaryDirectory() as folder:
     os.rmdir(folder + "/sub")
 """,
     "memory and random numbers": "os.urandom(8); io.BytesIO(b'1').read()",
+    "names of code that has no file": """
+import contextlib, traceback
+for name in ("<unknown>", "<string>", "<stdin>"):
+    with contextlib.suppress(FileNotFoundError):
+        open(name)
+    for code in ("1 +", "(1 /\\n    0)"):
+        try:
+            exec(compile(code, name, "exec"))
+        except (SyntaxError, ZeroDivisionError):
+            traceback.format_exc()
+""",
     "threads and forks": """
 thread = threading.Thread(target=lambda: open("data/file").read())
 thread.start()
@@ -173,6 +188,10 @@ UNDECLARED = {
     "a thread": (
         'thread = threading.Thread(target=open, args=["data/other"])\n'
         "thread.start(); thread.join()",
+        READ,
+    ),
+    "several, of which the first is told": (
+        'try: open("data/other")\nfinally: open("data/none")',
         READ,
     ),
     "a folder": ('os.listdir("data")', ["reads data,", 'add "- data" to its deps']),
@@ -405,7 +424,8 @@ def test_the_environment_may_lie_inside_the_repository(project):
     venv = ["-m", "venv", "--without-pip", "--symlinks", ".venv"]
     succeed(project, sys.executable, *venv)
     packages = next((project / ".venv").glob("lib*/python*/site-packages"))
-    shutil.copytree(Path(yaml.__file__).parent, packages / "yaml")
+    library = Path(ruamel.yaml.__file__).parent
+    shutil.copytree(library, packages / "ruamel" / "yaml")
     (packages / "ours.py").write_text("", "utf-8")
     inside = f"assert sys.prefix == {str(project / '.venv')!r}"
     probe(project, f"import ours\n{inside}\nopen('data/file')")
@@ -415,6 +435,145 @@ def test_the_environment_may_lie_inside_the_repository(project):
     assert refused(run(project, *command), *READ)
     probe(project, 'open(".venv/pyvenv.cfg", "w")')
     assert refused(run(project, *command), "writes .venv/pyvenv.cfg")
+
+
+MODULES = {
+    "a package": ("optax/__init__.py", "import optax"),
+    "a module": ("optax.py", "import optax"),
+    "one named as the standard library's": ("wave.py", "import wave"),
+    "one loaded before the stage": ("sitecustomize.py", "pass"),
+    "an extension module": ("optax.so", "import optax"),
+    "a compiled module without its source": ("optax.pyc", "import optax"),
+    "one whose error is swallowed": (
+        "optax.py",
+        "try: import optax\nexcept Exception: pass",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "deed"), MODULES.values(), ids=MODULES)
+def test_a_module_from_outside_the_environment_is_refused_by_name(
+    project, tmp_path, file, deed
+):
+    other = tmp_path / "other" / file
+    other.parent.mkdir(parents=True)
+    other.touch()
+    probe(project, deed)
+    done = start(project, PYTHONPATH=str(tmp_path / "other"))
+    remedy = "unset PYTHONPATH, or install it into the environment"
+    assert refused(done, f"imports {other}, from outside the environment: {remedy}")
+    assert not (project / "out").exists()
+
+
+def test_a_module_in_a_zip_file_is_refused_before_the_stage_and_in_it(
+    project, tmp_path
+):
+    file = tmp_path / "other.zip"
+    probe(project, "import optax")
+    for name in ("sitecustomize.py", "optax.py"):
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(name, "")
+        assert refused(start(project, PYTHONPATH=str(file)), f"imports {file}")
+        assert not (project / "out").exists()
+
+
+def test_a_pythonpath_from_which_nothing_is_imported_is_allowed(project, tmp_path):
+    (tmp_path / "other.py").touch()
+    probe(project, "import wave, numpy")
+    for folder in (tmp_path, "/home/someone/lib", sysconfig.get_path("purelib")):
+        done = start(project, PYTHONPATH=str(folder))
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_pythonpath_in_the_repository_needs_a_line_in_deps(project):
+    (project / "data/helper.py").touch()
+    probe(project, "import helper")
+    assert refused(start(project, PYTHONPATH="data"), 'add "- data/helper.py" to')
+    (project / "data/folder/helper.py").touch()
+    assert start(project, PYTHONPATH="data/folder").returncode == 0
+
+
+@pytest.mark.parametrize("prefix", ["compiled", "../compiled"])
+def test_compiled_modules_may_be_kept_in_another_folder(project, prefix):
+    variables = {"PYTHONPYCACHEPREFIX": prefix, "PYTHONDONTWRITEBYTECODE": ""}
+    probe(project, "import wave, numpy")
+    for _ in range(2):  # written, then read
+        done = start(project, **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert list((project / prefix).rglob("wave.*.pyc"))
+    probe(project, "import stages.helper")
+    for _ in range(2):
+        assert refused(start(project, **variables), *READ_HELPER)
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> hermetic.Guard:
+    """A guard of a stage that declares one dep; it has yet to watch anything."""
+    root = str(tmp_path / "root")
+    deps = frozenset({f"{root}/dep.py"})
+    declared = hermetic.Declaration("s", root, root, deps, frozenset(), frozenset())
+    return hermetic.Guard(declared)
+
+
+STDLIB, PACKAGES = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("/tmp/other", "/opt/other", "/etc", "/home/someone"),
+        *("/usr/lib/python3/dist-packages", "/usr/local/lib/python3/dist-packages"),
+        *(f"{STDLIB}/site-packages", f"{STDLIB}/dist-packages"),
+        *(f"{sys.prefix}/other", f"{sys.base_prefix}/other"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["optax.py", "optax/__pycache__/optax.cpython-311.pyc", "optax.pyc"]
+)
+def test_only_folders_of_the_environment_have_modules(guard, folder, name):
+    """Wherever a stage may read other files."""
+    assert sys.prefix != sys.base_prefix, "run the tests in a virtual environment"
+    for module in (f"{STDLIB}/wave.py", f"{PACKAGES}/{name}"):
+        guard.check_read(module)
+    with pytest.raises(hermetic.Undeclared, match=r"imports .*/optax"):
+        guard.check_read(f"{folder}/{name}")
+
+
+def test_modules_of_the_system_may_be_links(tmp_path, monkeypatch):
+    """Debian's sitecustomize.py is in /etc; /lib64 may be /lib."""
+    paths = {name: str(tmp_path / name) for name in sysconfig.get_path_names()}
+    for name in ("stdlib", "purelib", "etc"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "platlib").symlink_to("purelib")
+    (tmp_path / "etc/sitecustomize.py").touch()
+    (tmp_path / "stdlib/sitecustomize.py").symlink_to("../etc/sitecustomize.py")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, **_: paths[name])
+    root = str(tmp_path / "root")
+    declared = hermetic.Declaration("s", root, root, *[frozenset()] * 3)
+    guard = hermetic.Guard(declared)
+    for name in ("stdlib/sitecustomize.py", "platlib/a.py", "purelib/a.py"):
+        guard.check_read(f"{tmp_path}/{name}")
+    with pytest.raises(hermetic.Undeclared, match="imports"):
+        guard.check_read(f"{tmp_path}/etc/sitecustomize.py")
+
+
+@pytest.mark.parametrize("prefix", [".", "root"])
+def test_a_repository_in_the_folder_of_the_environment_is_guarded(
+    tmp_path, monkeypatch, prefix
+):
+    """/usr/src/app, where Python is in /usr; or an environment that is the root."""
+    root = str(tmp_path / "root")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / prefix))
+    declared = hermetic.Declaration("s", root, root, *[frozenset()] * 3)
+    with pytest.raises(hermetic.Undeclared, match="reads data/other"):
+        hermetic.Guard(declared).check_read(f"{root}/data/other")
+
+
+def test_the_text_of_a_refusal_is_its_own_whatever_a_library_adds():
+    """shutil.rmtree sets the name of the file."""
+    error = hermetic.Undeclared("stage s writes x: add it")
+    error.filename = "x"
+    assert str(error) == one_line(error) == "stage s writes x: add it"
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink"])

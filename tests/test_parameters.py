@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from dvc.utils.serialize import ParseError, parse_yaml
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAMLError
 
-from stages.plumbing import parameters
+from stages.plumbing import hermetic, parameters
 from stages.plumbing.errors import UserError, one_line
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +93,7 @@ def test_a_missing_section_is_named(section):
         ("data.classes", ["3"], "length >= 2"),
         ("data.classes", [str(i) for i in range(257)], "length <= 256"),
         ("data.classes", ["3", "7", "3"], "'3' is listed twice"),
+        ("data.classes", ["K\u00f6", "3", "Ko\u0308"], "'K\u00f6' is listed twice"),
         ("data.classes", "37", "`array`"),
         ("data.classes[1]", ["3", 7], 'write "7"'),
         ("data.classes[0]", [3.5, "7"], 'write "3.5"'),
@@ -100,6 +103,11 @@ def test_a_missing_section_is_named(section):
             "data.splits",
             {"train": "train", "valid": "train"},
             "'train' is both train and valid",
+        ),
+        (
+            "data.splits",
+            {"train": "\u00fc", "valid": "u\u0308"},
+            "is both train and valid",
         ),
         ("data.splits", {"train": "train"}, "missing required field `valid`"),
         (
@@ -114,6 +122,11 @@ def test_a_missing_section_is_named(section):
         ("data.size[1]", [28, 4097], "<= 4096"),
         ("data.grayscale", "no", "`bool`"),
         ("data.grayscale", 1, "`bool`"),
+        ("data.background", -1, ">= 0"),
+        ("data.background", 256, "<= 255"),
+        ("data.background", 0.5, "`int | null`"),
+        ("data.background", False, "`int | null`"),
+        ("data.background", "white", "`int | null`"),
         ("baseline.distance", "l3", "l1, l2"),
         ("baseline.distance", 1, "l1, l2"),
         ("train.seed", -1, ">= 0"),
@@ -149,6 +162,12 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bounds(
     assert allowed in line
 
 
+@pytest.mark.parametrize("background", [None, 0, 255])
+def test_a_background_is_a_gray_level_or_null(background):
+    write(data=PARAMS["data"] | {"background": background})
+    assert parameters.load(parameters.Data).background == background
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("value", [None, 3, "x", ["x"]])
 def test_a_section_that_is_no_mapping_is_refused(section, value):
@@ -163,12 +182,12 @@ def test_a_section_that_is_no_mapping_is_refused(section, value):
         (b"- train", "the section train is missing"),
         (b"train: {seed: \xff}", "not UTF-8"),
         ("train: {}".encode("utf-16"), "not UTF-8"),
-        (b"a: 1\ntrain: [", "line 3: not valid YAML"),
+        (b"a: 1\ntrain: [", "line 2: not valid YAML"),
         (b"\ttrain: 1", "line 1: not valid YAML"),
         (b"train: *nothing", "undefined alias"),
         (b"train: {}\n---\ntrain: {}", "line 2: not valid YAML"),
         (b"train: \x00", "not valid YAML"),
-        (b"train: {[1]: 2}", "unhashable key"),
+        (b"train: {[1]: 2}", "train: "),
         (
             b"train: !!python/object/apply:os.system [ls]",
             "could not determine a constructor",
@@ -178,6 +197,7 @@ def test_a_section_that_is_no_mapping_is_refused(section, value):
         (b"train: {seed: !!timestamp x}", "not valid YAML"),
         (b"train: {seed: " + b"9" * 5000 + b"}", "not valid YAML"),
         (b"train: !" + b"x" * 5000 + b" y", "not valid YAML"),
+        (b"train: {}\ndata: {}\ntrain: {}", "line 3: not valid YAML (found duplicate"),
     ],
 )
 def test_a_file_that_is_no_yaml_is_refused_and_nothing_in_it_runs(text, part):
@@ -206,6 +226,91 @@ def test_a_number_is_a_number_however_it_is_written(text, value):
     params = path.read_text("utf-8")
     path.write_text(re.sub("learning_rate: .*", f"learning_rate: {text}", params))
     assert parameters.load(parameters.Train).learning_rate == value
+
+
+def read(yaml_text: str) -> Any:
+    """Read a parameter as the stages do, or return None if it is no valid YAML."""
+    try:
+        return hermetic.parse_yaml(f"key: {yaml_text}\n")
+    except (YAMLError, ValueError, IndexError):
+        return None
+
+
+def read_by_dvc(yaml_text: str) -> Any:
+    """Read a parameter as DVC does, or return None if it is no valid YAML."""
+    try:
+        return parse_yaml(f"key: {yaml_text}\n", "params.yaml")
+    except (ParseError, ValueError, IndexError):
+        return None
+
+
+WORDS = ["yes", "no", "on", "off", "y", "n", "true", "false", "null", "inf", "nan"]
+SPELLINGS = [form(word) for word in WORDS for form in (str, str.title, str.upper)]
+PLAIN = st.lists(
+    st.sampled_from([*"01789+-.eExob:_~=<af", "2001", *SPELLINGS]),
+    min_size=1,
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(PLAIN)
+@example("0100")
+@example("1:30")
+@example("1:30.5")
+@example("08")
+@example("0o17")
+@example("-0b1_0")
+@example("+0xf_F")
+@example("1e5")
+@example(".5e5")
+@example("-.inf")
+@example("2001-01-01")
+@example("2001-1-1")
+@example("no")
+@example("Y")
+def test_a_parameter_is_what_it_is_for_dvc(text):
+    """The same value and type (NaN is NaN, 0.0 is not -0.0), or valid for neither."""
+    assert repr(read(text)) == repr(read_by_dvc(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{a: 1, a: 1}",
+        "{a: 1, <<: {a: 2, b: 3}}",
+        "[&x {a: 1}, {b: &y {<<: *x, a: 2}}, {<<: *y, a: 3}, *y]",
+        "{<<: [{a: 1}, {a: 2}]}",
+        "!!int 0100",
+        "!!float 1:30",
+        "!!float 1_0.5",
+        "!!str 1",
+        "'1'",
+        "{[1]: 2}",
+        "{<<: {}, <<: {}}",
+    ],
+)
+def test_keys_and_tags_are_what_they_are_for_dvc(text):
+    assert repr(read(text)) == repr(read_by_dvc(text))
+
+
+def test_words_and_numbers_of_other_versions_of_yaml_are_read_as_they_are_written():
+    params = (ROOT / "params.yaml").read_text("utf-8")
+    params = re.sub("classes: .*", "classes: [yes, no, 1:30]", params)
+    params = re.sub("batch_size: .*", "batch_size: 0100", params)
+    Path("params.yaml").write_text(params, "utf-8")
+    assert parameters.load(parameters.Data).classes == ("yes", "no", "1:30")
+    assert parameters.load(parameters.Train).batch_size == 100
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_told_as_one():
+    params = (ROOT / "params.yaml").read_text("utf-8")
+    for name, number in (("07", "7"), ("0o17", "15"), ("1_0.50", "10.5")):
+        text = re.sub("classes: .*", f"classes: [{name}, '1']", params)
+        Path("params.yaml").write_text(text, "utf-8")
+        reads = f"data.classes[0]: YAML reads the number {number} here"
+        remedy = f'write "{number}", or the exact name, in quotes'
+        assert error_line("data") == f"params.yaml: {reads}: {remedy}"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_a_parameter_reruns_the_stages_that_depend_on_it(clone, old, new, rerun)
     assert stages_run(succeed(clone, "dvc", "repro")) == rerun
 
 
+def test_another_size_reruns_preprocess_though_the_run_cache_has_no_such_key(clone):
+    """DVC leaves keys named `size` out of what it looks up there."""
+    edit(clone / "params.yaml", "size: null", "size: [9, 8]")
+    assert stages_run(succeed(clone, "dvc", "repro", "preprocess")) == ["preprocess"]
+    with np.load(clone / "data/tensors.npz") as tensors:
+        assert tensors["valid_images"].shape == (2038, 9, 8)
+    edit(clone / "params.yaml", "size: [9, 8]", "size: null")
+    assert stages_run(succeed(clone, "dvc", "repro", "preprocess")) == []
+    with np.load(clone / "data/tensors.npz") as tensors:
+        assert tensors["valid_images"].shape == (2038, 28, 28)
+
+
 @pytest.mark.parametrize(
     ("module", "rerun"),
     [
@@ -228,7 +240,13 @@ USER_ERRORS = {
         "train",
         "loss: log_loss",
         "loss: squared_error",
-        ["train.learning_rate", "0.2", "squared_error"],
+        ["train.learning_rate", "0.2", "train.l2", "0.0005", "squared_error"],
+    ),
+    "decaying too much": (
+        "train",
+        "l2: 5e-4",
+        "l2: 100",
+        ["train.learning_rate", "0.2", "train.l2", "100", "log_loss"],
     ),
     "unknown key": (
         "train",
@@ -312,7 +330,9 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(
     assert stages_run(succeed(folder, "dvc", "repro")) == STAGES
 
     with np.load(folder / "models/linear.npz") as model:
-        shapes = {name: model[name].shape for name in model.files}
+        shapes = {name: model[name].shape for name in ("weights", "bias")}
+        assert model["classes"].tolist() == ["cat", "dog", "frog"]
+        assert (model["outputs"], *model["image_size"]) == ("softmax", 5, 6)
     assert shapes == {"weights": (30, 3), "bias": (3,)}
     for name in ("baseline", "linear"):
         metrics = json.loads((folder / f"metrics/{name}.json").read_text("utf-8"))

@@ -92,9 +92,24 @@ def test_what_can_go_wrong_is_told_as_the_page_tells_it(lent: Path):
 
 
 def test_the_steps_without_make_are_those_of_make():
-    version = re.search(r"UV_VERSION := (\S+)", (ROOT / "Makefile").read_text("utf-8"))
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    version = re.search(r"UV_VERSION := (\S+)", makefile)
     assert version
     assert f"pip install uv=={version[1]}\n" in README
+    install = re.search(r"^uv pip install (.*) -r requirements.txt$", README, re.M)
+    assert install
+    # make sets UV_SYSTEM_CERTS, and is quiet.
+    ours = set(install[1].split()) - {"--system-certs"}
+    theirs = re.search(r"^INSTALL := \$\(UV\) install (.*) -r$", makefile, re.M)
+    assert theirs
+    assert ours == {*theirs[1].replace("$(BIN)", ".venv/bin").split()} - {"--quiet"}
+    recipe = makefile.partition("\nall:")[2].partition("\n\n")[0]
+    run_by_make = re.findall(r"python -m (dvc repro|tools\.\w+)", recipe)
+    assert run_by_make == ["tools.check", "dvc repro", "tools.summary"]
+    by_hand = [
+        line if line == "dvc repro" else f"python -m {line}" for line in run_by_make
+    ]
+    assert "\n".join(by_hand) in README
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -139,16 +154,21 @@ def test_the_notebooks_figures_are_those_of_the_committed_metrics():
         assert f"| {figure:.6f} |" in PAGES["docs/lesson.md"]
 
 
-def test_the_hooks_lint_as_make_test_does_and_refuse_a_stale_lock(lent: Path):
+def test_the_hooks_lint_as_make_test_does_and_refuse_bad_parameters_and_a_stale_lock(
+    lent: Path,
+):
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     (local,) = config["repos"]
     assert local["repo"] == "local"
-    *linters, status = [hook["entry"] for hook in local["hooks"]]
+    *linters, check, status = [hook["entry"] for hook in local["hooks"]]
     recipe = (ROOT / "Makefile").read_text("utf-8").partition("\ntest:")[2]
     for linter in linters:
         assert f"python -m {linter}\n" in recipe
+    succeed(lent, *check.split())
     succeed(lent, *status.split())
     edit(lent / "params.yaml", "mistakes: 24", "mistakes: 23")
-    stale = run(lent, *status.split())
-    edit(lent / "params.yaml", "mistakes: 23", "mistakes: 24")
-    assert stale.returncode == 1
+    succeed(lent, *check.split())
+    assert run(lent, *status.split()).returncode == 1
+    edit(lent / "params.yaml", "mistakes: 23", "mistakes: -1")
+    assert run(lent, *check.split()).returncode == 1
+    edit(lent / "params.yaml", "mistakes: -1", "mistakes: 24")

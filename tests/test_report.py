@@ -1,17 +1,33 @@
-"""The rows of metrics/predictions.csv, and the mistakes that the report shows."""
+"""What the report shows agrees with what the models' own stages computed."""
+
+import csv
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import report
-from stages.page.render import Results, render
-from stages.plumbing import parameters
-from stages.plumbing.artifacts import Split
+from stages import baseline, preprocess, report, train
+from stages.model import metrics
+from stages.model.linear import Linear
+from stages.page import pictures
+from stages.page.render import Results, format_share, render
+from stages.plumbing import artifacts, parameters
+from stages.plumbing.artifacts import Decoding, Split
+from stages.plumbing.errors import UserError
+from tests.conftest import ROOT
 
 ACTUAL, PREDICTED = np.array([0, 1, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 0, 1])
 SCORES = np.array([0.99, 0.6, 0.9, 0.8, 0.7, 0.8])
+DECODING = Decoding(size=None, grayscale=False, background=None)
+Build = Callable[..., str]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +84,12 @@ def test_render_reads_no_data_file_and_escapes_class_names(tmp_path, monkeypatch
     images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2) * 20
     means = np.divide(images[1:], 255, dtype=np.float32)
     weights = np.array([[-1], [0], [0.5], [1]], np.float32)
+    model = Linear(weights, weights[0], classes, "sigmoid", (2, 2), DECODING)
     predictions = {
-        "baseline": report.predict_baseline(images, means, "l1"),
-        "linear": report.predict_linear(images, weights, weights[0], "brier"),
+        "baseline": report.predict_baseline(
+            means.reshape(2, 4)[:, :2].repeat(2, 0)[:3]
+        ),
+        "linear": report.predict_linear(images, model),
     }
     measured = report.metrics.classification_metrics(
         actual, actual, classes, 1.0 - actual
@@ -86,12 +105,17 @@ def test_render_reads_no_data_file_and_escapes_class_names(tmp_path, monkeypatch
         classes=classes,
         valid=Split(images, actual),
         means=means,
+        distance="l1",
         weights=weights.reshape(1, 2, 2),
         bias=weights[0],
+        outputs="sigmoid",
+        decoding=DECODING,
         predictions=predictions,
         metrics={"baseline": measured, "linear": measured},
         confusion={name: np.diag([2, 1]) for name in predictions},
         mcnemar=(0, 0, 1.0),
+        copies=0,
+        accuracy_without_copies={"baseline": 1.0, "linear": 1.0},
         curves=report.pair_curves(actual, predictions),
         history=[{"epoch": 0, **epoch}, {"epoch": 1, **epoch}],
         sensitivity={"pixel": 3, **dict.fromkeys(moments, 0.5)},
@@ -103,3 +127,225 @@ def test_render_reads_no_data_file_and_escapes_class_names(tmp_path, monkeypatch
     assert "<title>&lt;b&gt; or &amp;amp;?</title>" in page
     assert "<b>" not in page
     assert "data/tensors.npz</th>" in page
+
+
+@given(st.floats(0, 1), st.integers(1, 4), st.sampled_from([1, 100]))
+def test_only_none_is_shown_as_0_and_only_all_as_1(share, digits, unit):
+    text = format_share(share, digits, unit)
+    sign, _, number = text.rpartition(" ")
+    if share in (0, 1):
+        assert (sign, float(number)) == ("", unit * share)
+    else:
+        assert 0 < float(number) < unit
+        error = float(number) - unit * share
+        assert abs(error) <= 0.51 * 10**-digits
+        assert {"": True, "<": error > 0, ">": error < 0}[sign]
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "text"),
+    [
+        (0.984789, 1, "98.5"),
+        (5999 / 6000, 1, "99.98"),
+        (1 - 1e-9, 1, "> 99.9999"),
+        (1, 1, "100.0"),
+        (1 / 6000, 2, "0.02"),
+        (1e-9, 2, "< 0.00001"),
+        (0, 2, "0.00"),
+    ],
+)
+def test_percentages_are_shown_with_more_digits_where_they_would_read_as_all_or_none(
+    share, digits, text
+):
+    assert format_share(share, digits, 100) == text
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Return what runs baseline, train and report on two splits: the page."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        train_split: Split, valid: Split, classes: list[str], **changes: Any
+    ) -> str:
+        copies = preprocess.find_copies(valid.images, train_split.images)
+        tensors = {
+            "train_images": train_split.images,
+            "train_labels": train_split.labels,
+            "valid_images": valid.images,
+            "valid_labels": valid.labels,
+            "valid_in_train": copies.astype(np.uint8),
+            "classes": np.array(classes),
+            "decoding": artifacts.format_decoding(DECODING),
+        }
+        artifacts.publish({artifacts.TENSORS: tensors})
+        shutil.copy(ROOT / "requirements.txt", tmp_path)
+        params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+        params["data"]["classes"] = classes
+        params["train"] |= {"batch_size": 2, "epochs": 3, "l2": 0.0, **changes}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+        for stage in (baseline, train, report):
+            stage.main()
+        return Path(artifacts.REPORT).read_text("utf-8")
+
+    return run
+
+
+def noise(seed: int, count: int, classes: int, side: int) -> Split:
+    """Draw images of black and white pixels, and their labels in turns."""
+    random = np.random.default_rng(seed)
+    images = random.integers(2, size=(count, side, side), dtype=np.uint8) * np.uint8(
+        255
+    )
+    return Split(images, (np.arange(count) % classes).astype(np.uint8))
+
+
+def shown_matrix(page: str, model: str) -> np.ndarray:
+    """Return the confusion matrix that a page shows for a model."""
+    _, _, rest = page.partition(f'aria-label="Confusion matrix: {model}"')
+    table, _, _ = rest.partition("</table>")
+    rows = [re.findall(r"<td[^>]*>(\d+)<", row) for row in table.split("<tr>")[2:]]
+    return np.array(rows, int)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_distances_tie_the_page_agrees_with_the_baselines_own_metrics(
+    build, seed
+):
+    """The mean of three black and white images has four levels, so distances tie."""
+    valid = noise(seed + 100, 200, 4, 8)
+    page = build(noise(seed, 12, 4, 8), valid, ["a", "b", "c", "d"])
+    measured = artifacts.load_json(artifacts.BASELINE_METRICS)
+    with np.load(artifacts.BASELINE) as file:
+        to_means = file["valid_distances"]
+    matrix = shown_matrix(page, "Baseline")
+    assert matrix.sum() == 200
+    assert np.diag(matrix).sum() / 200 == measured["accuracy"]
+    recall = np.diag(matrix) / matrix.sum(1)
+    np.testing.assert_allclose(recall, list(measured["recall"].values()), atol=1e-6)
+    predicted = to_means.argmin(1)
+    expected = metrics.confusion_matrix(valid.labels, predicted, 4)
+    np.testing.assert_array_equal(matrix, expected)
+
+    with open(artifacts.PREDICTIONS, encoding="utf-8") as rows:
+        right = np.array([r["actual"] == r["predicted"] for r in csv.DictReader(rows)])
+    baseline_right = predicted == valid.labels
+    only_one, linear_only = (right != baseline_right).sum(), right & ~baseline_right
+    found = re.search(r"of the (\d+) images that only one .*?gets (\d+)", page, re.S)
+    assert found
+    assert [int(n) for n in found.groups()] == [only_one, linear_only.sum()]
+
+
+def test_distances_of_a_pair_that_tie_rank_as_the_baselines_own_do(build):
+    """The area under the page's ROC curve is the AUC of baseline.json."""
+    valid = noise(1, 100, 2, 4)
+    build(noise(0, 6, 2, 4), valid, ["a", "b"])
+    with np.load(artifacts.BASELINE) as file:
+        ranking = report.predict_baseline(file["valid_distances"]).ranking
+    false, true = metrics.roc(ranking, valid.labels == 0)
+    area = ((false[1:] - false[:-1]) * (true[1:] + true[:-1]) / 2).sum()
+    auc = artifacts.load_json(artifacts.BASELINE_METRICS)["auc"]
+    assert area == pytest.approx(auc, abs=1e-6)
+
+
+def separable(count: int) -> Split:
+    """Make black images of the first class and white ones of the second."""
+    labels = (np.arange(count) % 2).astype(np.uint8)
+    random = np.random.default_rng(count)
+    images = random.integers(0, 60, (count, 3, 3), np.uint8)
+    return Split(images + 190 * labels[:, None, None], labels)
+
+
+def test_one_mistake_in_6000_is_not_shown_as_100_percent(build):
+    valid = separable(6000)
+    valid.labels[0] = 1
+    page = build(separable(8), valid, ["black", "white"], epochs=50)
+    matrix = [[2999, 0], [1, 3000]]
+    np.testing.assert_array_equal(shown_matrix(page, "Baseline"), matrix)
+    np.testing.assert_array_equal(shown_matrix(page, "Linear model"), matrix)
+    result = re.search('<section id="result">.*?</section>', page, re.DOTALL)
+    assert result
+    assert not re.search(r"\b100(\.0+)? %", result[0])
+    assert result[0].count(">99.98 %<") == 6  # in the text, and in two columns
+    assert "1.000 → 1.000" in page  # precision of white, recall of black
+    assert "0.9997 → 0.9997" in page  # recall of white
+
+
+def test_a_model_without_a_mistake_has_100_percent(build):
+    page = build(separable(8), separable(60), ["black", "white"], epochs=50)
+    assert page.count("<strong>100.0 %</strong>") == 2
+
+
+def test_without_copies_in_the_validation_images_the_page_says_nothing_of_them(build):
+    assert "training images, too" not in build(
+        noise(0, 12, 2, 4), noise(1, 30, 2, 4), ["a", "b"]
+    )
+
+
+def test_the_page_says_how_many_validation_images_are_training_images_too(build):
+    """And how the models do on the others."""
+    own, other = noise(0, 12, 3, 6), noise(1, 30, 3, 6)
+    images = np.concatenate([own.images[:9], other.images])
+    valid = Split(images, np.concatenate([own.labels[:9], other.labels]))
+    page = " ".join(build(own, valid, ["a", "b", "c"]).split())
+    assert "9 of the 39 validation images are <strong>among the training images" in page
+    with np.load(artifacts.BASELINE) as file:
+        by_baseline = (file["valid_distances"].argmin(1) == valid.labels)[9:].mean()
+    with open(artifacts.PREDICTIONS, encoding="utf-8") as rows:
+        right = [row["actual"] == row["predicted"] for row in csv.DictReader(rows)]
+    assert (
+        f"Of the other 30, the linear model classifies <strong>"
+        f"{100 * np.mean(right[9:]):.1f} %</strong> correctly, the baseline <strong>"
+        f"{100 * by_baseline:.1f} %</strong>."
+    ) in page
+
+
+def test_where_all_validation_images_are_training_images_the_page_says_so(build):
+    split = noise(0, 12, 2, 4)
+    page = " ".join(build(split, split, ["a", "b"]).split())
+    assert "All the 12 validation images are <strong>among the training" in page
+    assert "How the models do on new images cannot be said." in page
+    assert "Of the other" not in page
+
+
+NAMES = ["七", "семь", "Füße", "it's 3"]
+
+
+def test_names_that_the_font_lacks_are_shown_by_their_number_in_pictures_only(build):
+    """And without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = build(noise(0, 12, 4, 4), noise(1, 30, 4, 4), NAMES)
+    for name in NAMES:
+        assert name.replace("'", "&#39;") in page
+    with np.load(artifacts.BASELINE) as file:
+        means = pictures.grayscale(file["means"])
+    names = ["class 0", "class 1", "class 2", "it's 3"]
+    expected = pictures.gallery(means, [f"mean: {name}" for name in names], columns=5)
+    assert Path("metrics/means.png").read_bytes() == expected
+
+
+def test_a_model_of_other_classes_is_refused(build):
+    build(noise(0, 12, 2, 4), noise(1, 30, 2, 4), ["a", "b"])
+    model = Linear.load(artifacts.LINEAR)._replace(classes=["b", "a"])
+    artifacts.publish({artifacts.LINEAR: model.to_arrays()})
+    with pytest.raises(UserError, match="other images: run dvc repro"):
+        report.main()
+    artifacts.publish({artifacts.BASELINE: {"means": np.zeros((2, 4, 4), np.float32)}})
+    with pytest.raises(UserError, match=r"models/baseline\.npz is damaged"):
+        report.main()
+
+
+def test_256_classes_are_reported_right(build):
+    """Class k has its k-th pixel white: both models get every image right."""
+    labels = np.repeat(np.arange(256), 2).astype(np.uint8)
+    images = np.uint8(255) * np.eye(256, dtype=np.uint8)[labels].reshape(-1, 16, 16)
+    split = Split(images, labels)
+    page = build(split, split, [f"c{k:03}" for k in range(256)], epochs=20)
+    for model in ("Baseline", "Linear model"):
+        np.testing.assert_array_equal(
+            shown_matrix(page, model), 2 * np.eye(256, dtype=int)
+        )
+    with np.load(artifacts.BASELINE) as file:
+        expected = np.eye(256).reshape(-1, 16, 16)
+        np.testing.assert_array_equal(file["means"], expected)

@@ -41,6 +41,31 @@ def test_a_misspelt_cmd_ends_in_one_line(sources):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
+ASCII = {
+    "a pipe": {"PYTHONIOENCODING": "ascii"},
+    "a terminal": {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    },
+}
+
+
+@pytest.mark.parametrize("variables", ASCII.values(), ids=ASCII)
+def test_what_ascii_lacks_is_printed_with_backslashes(sources, variables):
+    """To stdout and in an error; Python's own stdout refuses it."""
+    program = r"""
+from stages.plumbing import errors, runtime
+runtime.explain_errors("gr\xf6\xdfe")
+print("gr\xf6\xdfe \u2013 \u4e09")
+raise errors.UserError("\u4e09 is no class")
+"""
+    done = run(sources, "python", "-c", program, **variables)
+    assert done.stdout == "gr\\xf6\\xdfe \\u2013 \\u4e09\n"
+    assert done.stderr == "gr\\xf6\\xdfe: \\u4e09 is no class\n"
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("number", "word"),
     [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")],

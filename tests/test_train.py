@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from stages import preprocess, train
 from stages.model import devices, linear
 from stages.plumbing import artifacts, parameters
-from stages.plumbing.artifacts import Split, Tensors
+from stages.plumbing.artifacts import Decoding, Split, Tensors
+from stages.plumbing.errors import UserError
 from stages.train import LOSSES, Params
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ CONFIG = parameters.Train(
     epochs=1,
     init_std=0.5,
 )
+DECODING = Decoding(size=None, grayscale=False, background=None)
 Stage = Callable[..., dict[str, Any]]
 
 
@@ -81,6 +83,8 @@ def test_targets_are_one_hot_and_1_for_the_first_class_of_a_pair():
     one_hot = jax.nn.one_hot(labels, 3)
     assert one_hot.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
     assert jax.nn.one_hot(labels % 2, 1).tolist() == [[1], [0], [1], [0]]
+    most = jax.nn.one_hot(np.arange(256, dtype=np.uint8), 256)
+    np.testing.assert_array_equal(most, np.eye(256))
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33])
@@ -168,8 +172,9 @@ def test_history_begins_untrained_and_ends_with_the_returned_model(loss, classes
         for split, measured in zip((data, valid), row.reshape(2, 2), strict=True):
             images, targets = in_float64(split)
             logits = images @ weights + bias
+            outputs = linear.outputs_of(loss, logits.shape[1])
             if classes == 2:
-                correct = (logits > linear.threshold(loss)) == targets
+                correct = (logits > linear.threshold(outputs)) == targets
             else:
                 correct = logits.argmax(1) == split.labels
             one_hot = jax.nn.one_hot(split.labels, logits.shape[1])
@@ -236,13 +241,12 @@ def test_long_training_converges_to_scikit_learns_logistic_regression():
 def mnist() -> Tensors:
     """Read the bundled archive."""
     splits = parameters.Splits("train", "valid")
-    data = parameters.Data(("3", "7"), splits, size=None, grayscale=False)
-    images = preprocess.read_images(str(ROOT / "data/mnist_sample.tgz"), data)
-    return Tensors(
-        preprocess.sort_split("train", *images, data),
-        preprocess.sort_split("valid", *images, data),
-        list(data.classes),
+    data = parameters.Data(
+        ("3", "7"), splits, size=None, grayscale=False, background=None
     )
+    train, valid = preprocess.read_splits(str(ROOT / "data/mnist_sample.tgz"), data)
+    copies = preprocess.find_copies(valid.images, train.images)
+    return Tensors(train, valid, list(data.classes), copies, DECODING)
 
 
 @pytest.fixture
@@ -279,11 +283,11 @@ def run_stage(
 ) -> Stage:
     """Return a function that runs the stage with changed params: its outputs."""
 
-    def run(**changes: Any) -> dict[str, Any]:
+    def run(tensors: Tensors = mnist, **changes: Any) -> dict[str, Any]:
         changed = msgspec.structs.replace(config, **changes)
         outputs: dict[str, Any] = {}
         monkeypatch.setattr(parameters, "load", lambda _: changed)
-        monkeypatch.setattr(artifacts, "load_tensors", lambda **_: mnist)
+        monkeypatch.setattr(artifacts, "load_tensors", lambda **_: tensors)
         monkeypatch.setattr(artifacts, "publish", outputs.update)
         train.main()
         return outputs
@@ -315,3 +319,40 @@ def test_the_nudged_model_is_untrained_but_not_all_zeros(run_stage, config):
     assert config.init_std == 0
     assert experiment["pixel"] == 269
     assert experiment["loss_before"] == pytest.approx(59.81387, abs=1e-5)
+
+
+def test_the_model_says_how_to_use_it(run_stage):
+    arrays = run_stage(epochs=1)[artifacts.LINEAR]
+    assert arrays["classes"].tolist() == ["3", "7"]
+    assert arrays["outputs"] == "sigmoid"
+    assert arrays["image_size"].tolist() == [28, 28]
+    assert artifacts.parse_decoding("", arrays["decoding"]) == DECODING
+
+
+@pytest.mark.parametrize(
+    "changes", [{"l2": 100.0}, {"loss": "squared_error", "learning_rate": 0.2}]
+)
+def test_a_diverging_training_names_both_parameters_that_can_be_too_large(
+    run_stage, config, changes
+):
+    """With the default learning rate, `l2: 100` is what is too large."""
+    changed = msgspec.structs.replace(config, **changes)
+    expected = (
+        f"train.learning_rate: 0.2 and train.l2: {changed.l2} make {changed.loss} "
+        "diverge to NaN or infinity: lower one of them"
+    )
+    with pytest.raises(UserError) as error:
+        run_stage(**changes)
+    assert str(error.value) == expected
+
+
+def test_absolute_is_refused_for_three_classes_before_training(
+    run_stage, mnist, monkeypatch
+):
+    three = mnist._replace(classes=["3", "5", "7"])
+    monkeypatch.setattr(train, "fit", None)
+    with pytest.raises(UserError) as error:
+        run_stage(loss="absolute", tensors=three)
+    assert str(error.value) == (
+        "train.loss: absolute learns pairs of classes only: take log_loss for 3 classes"
+    )

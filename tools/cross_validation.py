@@ -109,14 +109,15 @@ def cross_validate(
     results = []
     for i, candidate in enumerate(candidates):
         losses, correct = [], []
+        outputs = linear.outputs_of(config.loss, bias.shape[-1])
         for fold, labels in enumerate(folds.held_out.labels):
             logits = images[fold] @ weights[fold, i] + bias[fold, i]
             logits = logits.astype(np.float64)
             if np.isfinite(logits).all():
-                probabilities = linear.probabilities(logits, config.loss)
+                probabilities = linear.probabilities(logits, outputs)
                 actual = probabilities[np.arange(len(labels)), labels]
                 losses.append(-np.log(np.clip(actual, EPSILON, 1)))
-                correct.append(linear.predicted_labels(logits, config.loss) == labels)
+                correct.append(linear.predicted_labels(logits, outputs) == labels)
             else:  # it diverged
                 losses.append(np.full(len(labels), np.inf))
                 correct.append(np.zeros(len(labels), bool))
@@ -184,7 +185,8 @@ def main() -> None:
         action="store_true",
         help="keep the current schedule, batch size and number of epochs",
     )
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    losses_help = "by default, all that can learn the classes"
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, help=losses_help)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument(
         "--tensors",
@@ -194,23 +196,29 @@ def main() -> None:
     )
     parser.add_argument("--top", type=int, default=12, help="how many settings to show")
     arguments = parser.parse_args()
+    dtypes = {"train_images": "uint8", "train_labels": "uint8"}
+    tensors = artifacts.load_arrays(str(arguments.tensors), dtypes)
+    classes = int(tensors["train_labels"].max()) + 1
+    outputs = 1 if classes == 2 else classes
+    able = [loss for loss in LOSSES if outputs == 1 or loss != "absolute"]
+    losses = arguments.losses or able
     defaults = parameters.load(parameters.Train)
     schedules, sizes, epochs = SCHEDULES, BATCH_SIZES, EPOCHS
     if arguments.quick:
         schedules, sizes = [defaults.schedule], [defaults.batch_size]
         epochs = [defaults.epochs]
-    grid = itertools.product(arguments.losses, schedules, sizes, epochs)
+    grid = itertools.product(losses, schedules, sizes, epochs)
     settings = [dict(zip(COLUMNS, values, strict=False)) for values in grid]
     configs = [msgspec.structs.replace(defaults, **setting) for setting in settings]
     configs = list(dict.fromkeys([*configs, defaults]))
+    for config in configs:
+        linear.outputs_of(config.loss, outputs)  # or refuse it
     product = itertools.product(LEARNING_RATES, MOMENTUMS, L2S)
     candidates = list(itertools.starmap(Hyperparams, product))
     own = Hyperparams(defaults.learning_rate, defaults.momentum, defaults.l2)
     if own not in candidates:
         candidates.append(own)
 
-    dtypes = {"train_images": "uint8", "train_labels": "uint8"}
-    tensors = artifacts.load_arrays(str(arguments.tensors), dtypes)
     folds = make_folds(Split(*tensors.values()), arguments.folds, defaults.seed)
     results: list[Result] = []
     for config in tqdm(configs, "cross-validation", unit=" programs"):

@@ -1,16 +1,20 @@
 """Print the metrics of both models and the path of the report, as `make` does."""
 
 from stages.plumbing import artifacts, runtime
+from stages.plumbing.errors import UserError
 
 
 def main() -> None:
     """Print a row per metric; those of single classes are in the report."""
-    baseline = artifacts.load_json(artifacts.BASELINE_METRICS)
-    linear = artifacts.load_json(artifacts.LINEAR_METRICS)
+    try:
+        baseline = artifacts.load_json(artifacts.BASELINE_METRICS)
+        linear = artifacts.load_json(artifacts.LINEAR_METRICS)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: run dvc repro") from None
     print(f"\n{'':20}{'baseline':>10}{'linear':>10}")
     for name, value in linear.items():
         if isinstance(value, float):
-            other = f"{baseline[name]:.4f}" if name in baseline else "–"
+            other = f"{baseline[name]:.4f}" if name in baseline else "-"
             print(f"{name:20}{other:>10}{value:>10.4f}")
     print(f"\nOpen {artifacts.REPORT} in a browser.")
 

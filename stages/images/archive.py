@@ -6,128 +6,160 @@ Nothing is unpacked to disk, and nothing is decompressed without a bound.
 import bz2
 import errno
 import gzip
+import io
 import lzma
-import tarfile
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Self, TypeVar
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, Any, TypeVar
 
+from stages.images import tar
 from stages.plumbing.errors import UserError
 
 T = TypeVar("T")
 
-# tarfile and zipfile would decompress whatever a block of input expands to, gigabytes
-# for bzip2; these do not.
+# Each decompresses piece by piece: a few bytes of bzip2 can expand to gigabytes.
 OPENERS: dict[bytes, Callable[[str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
+BUFFER = 2**20
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip's member (APPNOTE 4.4.4)
 MAX_MEMBER = 64 * 2**20
 MAX_TOTAL = 16 * 2**30
 DAMAGE = (
-    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+    *(tar.DamagedTar, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
     *(EOFError, ValueError, TypeError, RuntimeError),
 )
 
 
 def read(
     path: str, select: Callable[[str], T | None]
-) -> Iterator[tuple[str, T, bytes]]:
+) -> Iterator[tuple[str, T, Callable[[], bytes]]]:
     """Yield name, selection and content of the members that `select` does not drop.
 
-    `select` gets the name of a member. Raises UserError for a file that is no archive,
-    is damaged or cut off, holds something other than a file under a selected name, or
-    decompresses to more than 64 MiB per member or 16 GiB in all.
+    `select` gets the name of each member that is no directory. The content is loaded
+    when it is called, before the next member; what nobody calls for is skipped. Raises
+    UserError if the file is no archive, is damaged or was cut off, and if a selected
+    member is no plain file or has more than 64 MiB, or all of them more than 16 GiB.
     """
-    try:
+    total = 0
+
+    def check_size(name: str, size: int) -> None:
+        nonlocal total
+        total += size
+        if size > MAX_MEMBER or total > MAX_TOTAL:
+            raise UserError(
+                f"{path}: {name} claims {size} bytes and makes it too large: at most "
+                f"{MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
+            )
+
+    with _explain_damage(path):
         with open(path, "rb") as file:
             magic = file.read(6)
         if magic.startswith(b"PK\3\4"):
-            yield from _read_zip(path, select)
+            yield from _read_zip(path, select, check_size)
             return
-        openers = [open_ for start, open_ in OPENERS.items() if magic.startswith(start)]
+        openers = [opener for mark, opener in OPENERS.items() if magic.startswith(mark)]
         with openers[0](path) if openers else open(path, "rb") as stream:
-            yield from _read_tar(path, stream, select)
+            buffered = io.BufferedReader(stream, BUFFER)
+            yield from _read_tar(path, buffered, select, check_size)
+
+
+@contextmanager
+def _explain_damage(path: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run dvc repro") from None
     except DAMAGE as error:
-        raise _damaged(path, str(error)) from None
+        reason = re.sub(r" ?<[^>]*>", "", str(error))
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # the disk's fault, not the file's
             raise
-        raise _damaged(path, str(error)) from None
+        reason = str(error)
+    else:
+        return
+    raise UserError(
+        f"{path} is damaged or no tar or zip archive ({reason}): "
+        "pack it again and update download.sha256"
+    )
 
 
 def _read_tar(
-    path: str, stream: IO[bytes], select: Callable[[str], T | None]
-) -> Iterator[tuple[str, T, bytes]]:
-    total = 0
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
-        for member in iter(tar.next, None):
-            # The list would outgrow the images.
-            tar.members = []  # type: ignore[attr-defined]
-            total += _bounded(path, member.name, member.size, total)
-            if member.isdir() or (selected := select(member.name)) is None:
-                continue
-            content = tar.extractfile(member) if member.isreg() else None
-            if content is None:
-                raise UserError(
-                    f"{path}: {member.name} is a link or a device: "
-                    "pack files only (tar --dereference)"
-                )
-            yield member.name, selected, content.read()
+    path: str,
+    stream: IO[bytes],
+    select: Callable[[str], T | None],
+    check_size: Callable[[str, int], None],
+) -> Iterator[tuple[str, T, Callable[[], bytes]]]:
+    reader = tar.TarReader(stream)
+
+    def load() -> bytes:
+        with _explain_damage(path):
+            return reader.read()
+
+    for name, size, kind in reader:
+        if kind == tar.DIRECTORY or (selected := select(name)) is None:
+            continue
+        if kind == tar.HARD_LINK:
+            raise UserError(
+                f"{path}: {name} is a link to another member: "
+                "pack copies (tar --hard-dereference)"
+            )
+        if kind != tar.FILE:
+            raise UserError(
+                f"{path}: {name} is a link or a device: "
+                "pack plain files (tar --dereference)"
+            )
+        check_size(name, size)
+        yield name, selected, load
 
 
 def _read_zip(
-    path: str, select: Callable[[str], T | None]
-) -> Iterator[tuple[str, T, bytes]]:
-    total = 0
+    path: str,
+    select: Callable[[str], T | None],
+    check_size: Callable[[str, int], None],
+) -> Iterator[tuple[str, T, Callable[[], bytes]]]:
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            name = member.filename
-            total += _bounded(path, name, member.file_size, total)
-            if member.is_dir() or (selected := select(name)) is None:
+        members = archive.infolist()
+        if members and min(info.header_offset for info in members) > 0:
+            raise zipfile.BadZipFile(
+                "something precedes its first member: if two archives were joined, "
+                "pack their files into one"
+            )
+
+        def load(member: zipfile.ZipInfo) -> bytes:
+            with _explain_damage(path), archive.open(member) as content:
+                # The header may lie about the size: never read more than it says.
+                return content.read(member.file_size)
+
+        for member in members:
+            name = _zip_name(member)
+            is_directory = name.endswith(("/", "\\"))
+            if is_directory or (selected := select(name)) is None:
                 continue
+            if member.flag_bits & ENCRYPTED:
+                raise UserError(f"{path}: {name} is encrypted: pack without a password")
             if member.compress_type not in ZIP_METHODS:
                 raise UserError(
                     f"{path}: {name} is compressed neither by deflate nor not at all: "
                     "pack it again"
                 )
-            with archive.open(member) as file:
-                # The header may lie about the size: never read more than it says.
-                yield name, selected, file.read(member.file_size)
+            check_size(name, member.file_size)
+            yield name, selected, partial(load, member)
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose header is checked: tarfile takes a damaged one for the end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """Return the name, in UTF-8 even where the packer did not set the flag for it."""
+    name = member.filename
+    if not member.flag_bits & UTF_8:
         try:
-            member = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise EOFError(str(error)) from None
-        if not 0 <= member.size <= MAX_MEMBER:
-            raise EOFError(f"{member.name} claims {member.size} bytes")
-        return member
-
-
-def _bounded(path: str, name: str, size: int, total: int) -> int:
-    if size > MAX_MEMBER or total + size > MAX_TOTAL:
-        raise UserError(
-            f"{path}: {name} makes it too large: "
-            f"at most {MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
-        )
-    return size
-
-
-def _damaged(path: str, reason: str) -> UserError:
-    return UserError(
-        f"{path} is damaged or no tar or zip archive ({reason}): "
-        "pack it again and update download.sha256"
-    )
+            return name.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            pass
+    return name

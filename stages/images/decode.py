@@ -1,59 +1,101 @@
 """Decode image files into arrays."""
 
 import io
+import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from stages.plumbing.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "BMP", "PPM")  # Pillow's PPM is all of PNM
-GRAY = {"1", "L"}
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF")  # PPM is all of PNM
+FORMAT_NAMES = "PNG, JPEG, BMP, PNM, WebP, TIFF or GIF"
+GRAY = ("1", "L", "LA", "La")  # modes without colour; A is alpha
 MAX_PIXELS = 4096 * 4096
 Image.MAX_IMAGE_PIXELS = None  # no warning before the bound of our own
 
 
 def decode(
-    content: bytes, name: str, size: tuple[int, int] | None, *, grayscale: bool
+    content: bytes,
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    grayscale: bool = False,
+    background: int | None = None,
 ) -> NDArray[np.uint8]:
     """Decode an image file to its pixels, uint8 (H, W), 0 for black.
 
-    `size` (height, width) resizes it, bilinear and antialiased; `grayscale` converts
-    colour to luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B). Raises UserError, naming
-    the file, if it is no PNG, JPEG, BMP or PNM, is damaged, has more than 8 bits per
-    channel or 4096 x 4096 pixels, or has colour without `grayscale`.
+    As every viewer does, it turns the image as its EXIF orientation says, and lays
+    transparent pixels over the gray level `background`. `grayscale` converts colour to
+    luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes
+    it, bilinear and antialiased.
+
+    Raises UserError, naming the file, if it is of no known format, has several frames,
+    more than 8 bits per channel or 4096 x 4096 pixels, has colour without `grayscale`
+    or transparent pixels without `background`, and if its structure is damaged. Damage
+    to the data inside a JPEG cannot be told from an image.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if problem := _find_problem(image, grayscale=grayscale):
+            if problem := _find_problem(image, content):
                 raise UserError(f"{name}: {problem}")
             image.load()
-            gray = image if image.mode == "L" else image.convert("L")
+            upright = ImageOps.exif_transpose(image) if image.info else image
+            gray = _to_gray(upright, name, grayscale=grayscale, background=background)
             if size is not None and gray.size != size[::-1]:
                 gray = gray.resize(size[::-1], Image.Resampling.BILINEAR)
             return np.asarray(gray)
     except (UserError, MemoryError):
         raise
+    except UnidentifiedImageError:
+        reason = "unknown format"
     except Exception as error:  # Pillow raises a dozen types for damaged files
-        raise UserError(
-            f"{name}: not a readable PNG, JPEG, BMP or PNM image ({error}): "
-            "repair it or leave it out"
-        ) from None
+        reason = re.sub(r" ?<[^>]*>", "", str(error)) or type(error).__name__
+    raise UserError(
+        f"{name}: not a readable {FORMAT_NAMES} image ({reason}): "
+        "repair it or leave it out"
+    )
 
 
-def _find_problem(image: ImageFile, *, grayscale: bool) -> str | None:
+def _find_problem(image: ImageFile, content: bytes) -> str | None:
     """Return why an image cannot be used, and what to do."""
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
         return f"{size} is more than {MAX_PIXELS} in all: leave it out"
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # whose further frames are previews
+        return f"has {frames} frames: save the one that counts"
     if _is_deep(image):
         return "more than 8 bits a channel: save it with 8"
-    if image.mode not in GRAY and not grayscale:
-        remedy = "set data.grayscale to true, or convert it"
-        return f"is in colour or has transparency: {remedy}"
+    if image.format == "BMP" and image.mode == "1" and content[28] > 1:
+        # Pillow 13 reads its bytes as bits.
+        return "is a BMP of 8 bits with two colours: save it as PNG"
     return None
+
+
+def _to_gray(
+    image: Image.Image, name: str, *, grayscale: bool, background: int | None
+) -> Image.Image:
+    """Convert an image of any mode to mode L."""
+    if image.mode not in GRAY and not grayscale:
+        raise UserError(
+            f"{name}: is in colour or has a palette: set data.grayscale to true, or "
+            "convert it"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            if background is None:
+                raise UserError(
+                    f"{name}: has transparent pixels: set data.background to the gray "
+                    "level that lies under them (0 is black, 255 white)"
+                )
+            ground = Image.new("RGBA", image.size, (*[background] * 3, 255))
+            image = Image.alpha_composite(ground, image)
+        image = image.convert("RGB")
+    return image if image.mode == "L" else image.convert("L")
 
 
 def _is_deep(image: ImageFile) -> bool:
@@ -61,9 +103,11 @@ def _is_deep(image: ImageFile) -> bool:
 
     For colour, Pillow would cut them to 8 without a word.
     """
-    arguments = image.tile[0].args if image.tile else ()
-    raw_mode, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
-    if image.mode[0] in "IF" or ";16" in str(raw_mode):
-        return True
+    arguments = image.tile[0].args if image.tile else None
+    if not isinstance(arguments, tuple):
+        arguments = (arguments,)
+    raw_mode, *rest = arguments or ("",)
+    if image.mode[0] in "IF" or re.search("^[^B].*;16", str(raw_mode)):
+        return True  # BGR;16 has 5, 6 and 5 bits
     max_values = [n for n in rest if isinstance(n, int)]
     return image.format == "PPM" and any(n > 255 for n in max_values)

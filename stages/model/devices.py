@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,8 +19,12 @@ from stages.plumbing import hermetic, runtime
 from stages.plumbing.artifacts import Split
 from stages.plumbing.errors import UserError
 
-LAUNCHERS = ("OMPI_COMM_WORLD_RANK", "SLURM_STEP_NODELIST", "JOB_COMPLETION_INDEX")
-"""What Open MPI, Slurm and Kubernetes set for each process that they start."""
+LAUNCHERS = {
+    # A variable that is set for every process, and by what.
+    "OMPI_COMM_WORLD_RANK": "mpirun of Open MPI 4",
+    "SLURM_STEP_NODELIST": "srun of Slurm",
+    "JOB_COMPLETION_INDEX": "a Kubernetes job, with jax[k8s] installed",
+}
 START_TIMEOUT = 60
 HEARTBEAT_TIMEOUT = 10
 """Seconds."""
@@ -36,7 +41,8 @@ def distributed() -> Iterator[None]:
     If they do not find each other, or if one ends early, the others end too, each with
     one line on stderr.
     """
-    if not any(name in os.environ for name in LAUNCHERS):
+    variable = next((name for name in LAUNCHERS if name in os.environ), None)
+    if not variable:
         yield
         return
     hermetic.permit("tcp://")
@@ -47,11 +53,7 @@ def distributed() -> Iterator[None]:
     timer = threading.Timer(START_TIMEOUT, runtime.give_up, [timeout])
     timer.start()
     try:
-        jax.distributed.initialize(
-            initialization_timeout=2 * START_TIMEOUT,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
-        )
+        _initialize(variable)
         timer.cancel()
         yield
     except BaseException as error:
@@ -61,6 +63,24 @@ def distributed() -> Iterator[None]:
         if lost_peer or "Unable to initialize backend" in text:
             error = UserError("another process of this job has ended: see its output")
         runtime.give_up(error)  # a regular exit would wait for the others
+
+
+def _initialize(variable: str) -> None:
+    """Let JAX find the other processes by the variables that a launcher has set."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that jax[k8s] is missing
+            jax.distributed.initialize(
+                initialization_timeout=2 * START_TIMEOUT,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+            )
+    except jax.errors.JaxRuntimeError:  # another process has ended
+        raise
+    except (KeyError, ValueError, RuntimeError) as error:  # ill-formed variables
+        raise UserError(
+            f"{variable} is set, but JAX finds no other processes ({error}): "
+            f"start all of them with {LAUNCHERS[variable]}, or unset {variable}"
+        ) from error
 
 
 @cache

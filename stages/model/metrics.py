@@ -26,7 +26,9 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     p, z2 = correct / total, Z95**2 / total
     centre = p + z2 / 2
     half = Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total))
-    return (centre - half) / (1 + z2), (centre + half) / (1 + z2)
+    low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
+    # At the ends the formula gives exactly 0 and 1, floats nearly so.
+    return low if correct else 0.0, high if correct < total else 1.0
 
 
 def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:

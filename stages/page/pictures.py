@@ -20,6 +20,8 @@ SIDE = 140
 GAP = 20
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES, MAX_CHARACTERS = 3, 60
+NO_CHARACTER = "\uffff"
+"""No font has it."""
 
 
 def grayscale(images: NDArray) -> list[Image.Image]:
@@ -49,6 +51,24 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def drawable_names(classes: Sequence[str]) -> list[str]:
+    """Return the names that the font has; "class 0" is the first where it lacks one.
+
+    Pillow's own font has little beyond ASCII, and draws a box for the rest.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+
+    def shape(character: str) -> tuple[tuple[int, int], bytes]:
+        mask = font.getmask(character)
+        return mask.size, bytes(mask)
+
+    box = shape(NO_CHARACTER)
+    return [
+        name if name.strip() and box not in map(shape, name) else f"class {label}"
+        for label, name in enumerate(classes)
+    ]
 
 
 def gallery(
@@ -89,13 +109,9 @@ def _resize(image: Image.Image) -> Image.Image:
 
 
 def _wrap(caption: str, font: Font) -> list[str]:
-    """Break a caption into lines that fit below an image; cut what is too long.
-
-    Pillow's own font has little beyond ASCII; the rest is escaped as in Python.
-    """
-    text = caption.encode("ascii", "backslashreplace").decode()
+    """Break a caption into lines that fit below an image; cut what is too long."""
     for characters in range(MAX_CHARACTERS, 0, -1):
-        lines = textwrap.wrap(text, characters, max_lines=MAX_LINES, placeholder="…")
+        lines = textwrap.wrap(caption, characters, max_lines=MAX_LINES, placeholder="…")
         if all(font.getlength(line) <= SIDE + GAP // 2 for line in lines):
             break
     return lines

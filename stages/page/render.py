@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.page import charts, pictures
-from stages.plumbing.artifacts import Split
+from stages.plumbing.artifacts import Decoding, Split
 from stages.plumbing.parameters import Section
 
+MAX_DIGITS = 4
+"""Decimals of a share that would round to none or all."""
 MAX_EMBEDDED = 500_000
 """Models of more bytes are not embedded: nothing to try, but the page opens fast."""
 
@@ -24,9 +26,9 @@ class Predictions(NamedTuple):
 
     labels: NDArray[np.integer]
     """(N,), indices into the K classes."""
-    scores: NDArray[np.float64]
+    scores: NDArray[np.floating]
     """(N, K), distances or probabilities."""
-    ranking: NDArray[np.float64]
+    ranking: NDArray[np.floating]
     """(N,); for a pair of classes, the higher, the more likely is the first."""
 
 
@@ -43,10 +45,16 @@ class Results(NamedTuple):
     """N images and labels."""
     means: NDArray[np.float32]
     """(K, H, W), the baseline."""
+    distance: str
+    """From an image to a mean, l1 or l2."""
     weights: NDArray[np.float32]
     """(C, H, W), of the linear model; C is 1 for a pair of classes, else K."""
     bias: NDArray[np.float32]
     """(C,), of the linear model."""
+    outputs: str
+    """What the C outputs mean, as in stages/model/linear.py."""
+    decoding: Decoding
+    """How image files become what the linear model takes."""
     predictions: Mapping[str, Predictions]
     """By model, for the N images."""
     metrics: Mapping[str, Mapping[str, Any]]
@@ -55,6 +63,10 @@ class Results(NamedTuple):
     """By model, (K, K): rows are actual classes, columns predicted ones."""
     mcnemar: tuple[int, int, float]
     """Images that only linear gets right, that only baseline gets right, and p."""
+    copies: int
+    """How many of the N validation images are among the training images, too."""
+    accuracy_without_copies: Mapping[str, float]
+    """By model; empty if all of them are."""
     curves: charts.Curves | None
     """For a pair of classes."""
     history: list[dict[str, float]]
@@ -92,7 +104,10 @@ def render(results: Results) -> str:
         shape=means.shape[1:],
         params=_flatten(results.params),
         digests=results.digests,
+        share=format_share,
         metrics=results.metrics,
+        copies=results.copies,
+        without_copies=results.accuracy_without_copies,
         confusion={name: rows.tolist() for name, rows in results.confusion.items()},
         mcnemar=results.mcnemar,
         pair_charts=charts.pair_charts(results.curves) if results.curves else [],
@@ -109,9 +124,29 @@ def render(results: Results) -> str:
         ),
         distances=baseline.scores[0],
         mistakes=mistakes,
-        model={name: _base64(array) for name, array in arrays.items()},
+        model={
+            "classes": results.classes,
+            "shape": means.shape[1:],
+            "outputs": results.outputs,
+            "distance": results.distance,
+            "decoding": results.decoding._asdict(),
+            **{name: _base64(array) for name, array in arrays.items()},
+        },
         embedded=embedded,
     )
+
+
+def format_share(share: float, digits: int, unit: int = 1) -> str:
+    """Format a share of 0 to 1, times the unit: what is not all never reads as all.
+
+    Nor as none: more digits are shown where these would round to 0 or to the unit.
+    """
+    for decimals in range(digits, digits + MAX_DIGITS):
+        text = f"{unit * share:.{decimals}f}"
+        if share in (0, 1) or float(text) not in (0, unit):
+            return text
+    bound = min(max(unit * share, 10.0**-decimals), unit - 10.0**-decimals)
+    return f"{'<' if share < bound / unit else '>'} {bound:.{decimals}f}"
 
 
 def _flatten(params: Mapping[str, Section]) -> dict[str, str]:

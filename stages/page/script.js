@@ -2,11 +2,11 @@
 const $ = (id) => document.getElementById(id);
 
 // Both models: means (K, H, W), weights (C, H, W) and bias (C), float32.
-const { classes, loss, distance, shape: [height, width], ...encoded } =
+const { classes, outputs, distance, decoding, shape: [height, width], ...encoded } =
   JSON.parse($("model").textContent);
-const decode = (text) =>
+const floats = (text) =>
   new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-const [means, weights, bias] = ["means", "weights", "bias"].map((name) => decode(encoded[name]));
+const [means, weights, bias] = ["means", "weights", "bias"].map((name) => floats(encoded[name]));
 
 const argmax = (values) => values.indexOf(Math.max(...values));
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -17,12 +17,12 @@ function linear(pixels) {
   const logits = Array.from(bias, (value, c) => pixels.reduce((sum, byte, i) =>
     byte ? sum + byte / 255 * weights[c * pixels.length + i] : sum, value));
   const pair = logits.length === 1;
-  const threshold = loss === "squared_error" ? 0.5 : 0;
+  const threshold = outputs === "target" ? 0.5 : 0;
   const label = pair ? (logits[0] > threshold ? 0 : 1) : argmax(logits);
-  if (pair) logits.push(loss === "squared_error" ? 1 - logits[0] : -logits[0]);
+  if (pair) logits.push(outputs === "target" ? 1 - logits[0] : -logits[0]);
   const scores = logits.map((logit) => {
-    if (loss === "log_loss" && !pair) return Math.exp(logit - logits[label]);
-    return clip(loss === "squared_error" ? logit : sigmoid(logit));
+    if (outputs === "softmax") return Math.exp(logit - logits[label]);
+    return clip(outputs === "target" ? logit : sigmoid(logit));
   });
   const total = scores.reduce((a, b) => a + b);
   return { label, scores: scores.map((score) => score / total) };
@@ -40,23 +40,95 @@ function baseline(pixels) {
   return { label: argmax(distances.map((d) => -d)), scores: distances };
 }
 
+/** Return the pixels of a canvas, [red, green, blue, alpha, …]. */
+function rgba(context) {
+  return context.getImageData(0, 0, context.canvas.width, context.canvas.height).data;
+}
+
 /** Read a canvas as bytes; colour becomes luma (ITU-R 601), rounded as Pillow rounds it. */
 function grayscale(context) {
-  const { width, height } = context.canvas;
-  const { data } = context.getImageData(0, 0, width, height);
-  return Uint8Array.from({ length: width * height }, (_, i) => {
+  const data = rgba(context);
+  return Uint8Array.from({ length: data.length / 4 }, (_, i) => {
     const red = 4 * i, green = red + 1, blue = red + 2;
     return (data[red] * 19595 + data[green] * 38470 + data[blue] * 7471 + 32768) >> 16;
   });
 }
 
-/** Create a black canvas, and return its context. */
-function blank(width, height) {
+/** Create a canvas of one gray level, transparent if it is null, and return its context. */
+function blank(width, height, level = 0) {
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.fillRect(0, 0, width, height);
+  if (level !== null) {
+    context.fillStyle = `rgb(${level} ${level} ${level})`;
+    context.fillRect(0, 0, width, height);
+  }
+  context.fillStyle = "#000";
   context.imageSmoothingQuality = "high";
   return context;
+}
+
+/** Throw if a file holds what browsers decode otherwise than stages/images/decode.py. */
+async function checkFormat(file) {
+  const head = new Uint8Array(await file.slice(0, 30).arrayBuffer());
+  const text = String.fromCharCode(...head);
+  if (text.startsWith("\x89PNG") && head[24] === 16) {
+    throw Error("The image has 16 bits per channel: save it with 8.");
+  }
+  if (text.startsWith("RIFF") && text.slice(8, 16) === "WEBPVP8X" && head[20] & 8) {
+    throw Error("The EXIF data of a WebP image may turn it, and browsers do not read them: " +
+      "save it as a PNG or JPEG file.");
+  }
+}
+
+/** Decode a file as stages/images/decode.py does, to a canvas; throw what it refuses. */
+async function decode(file) {
+  if (file instanceof Blob) await checkFormat(file);
+  const bitmap = await createImageBitmap(file, {
+    colorSpaceConversion: "none", imageOrientation: "from-image", premultiplyAlpha: "none",
+  }).catch(() => { throw Error("The browser cannot read this file as an image."); });
+  const context = (level) => {
+    const canvas = blank(bitmap.width, bitmap.height, level);
+    canvas.drawImage(bitmap, 0, 0);
+    return canvas;
+  };
+  const transparent = rgba(context(null)).some((byte, i) => i % 4 === 3 && byte < 255);
+  if (transparent && decoding.background === null) {
+    throw Error("The image has transparent pixels, and the models know no background for " +
+      "them: set data.background in params.yaml and run dvc repro.");
+  }
+  const image = context(decoding.background ?? 0);
+  const data = rgba(image);
+  const coloured = data.some((byte, i) => i % 4 < 2 && byte !== data[i + 1]);
+  if (coloured && !decoding.grayscale) {
+    throw Error("The image is in colour, and the models know gray images only: " +
+      "set data.grayscale in params.yaml to true and run dvc repro.");
+  }
+  return image.canvas;
+}
+
+/** Return, for each of `to` pixels, the weights of the pixels that it blends, of `from`. */
+function triangles(from, to) {
+  const scale = from / to, support = Math.max(scale, 1);
+  return Array.from({ length: to }, (_, i) => {
+    const centre = (i + 0.5) * scale;
+    const first = Math.max(Math.trunc(centre - support + 0.5), 0);
+    const last = Math.min(Math.trunc(centre + support + 0.5), from);
+    const weights = Array.from({ length: last - first }, (_, k) =>
+      Math.max(1 - Math.abs((first + k - centre + 0.5) / support), 0));
+    const sum = weights.reduce((a, b) => a + b);
+    return { first, weights: weights.map((weight) => weight / sum) };
+  });
+}
+
+/** Resize bytes to the size that the models take as Pillow does: bilinear, antialiased. */
+function resize(bytes, fromWidth, fromHeight) {
+  const blend = (source, start, step, { first, weights }) => Math.floor(weights.reduce(
+    (sum, weight, k) => sum + weight * source[start + (first + k) * step], 0.5));
+  const across = triangles(fromWidth, width), down = triangles(fromHeight, height);
+  const rows = Uint8Array.from({ length: width * fromHeight }, (_, i) =>
+    blend(bytes, Math.floor(i / width) * fromWidth, 1, across[i % width]));
+  return Uint8Array.from({ length: width * height }, (_, i) =>
+    blend(rows, i % width, width, down[Math.floor(i / width)]));
 }
 
 /** Find the box around all pixels of a canvas that are not nearly black. */
@@ -73,7 +145,7 @@ function inkBox(context) {
   return { left, top, w: right - left + 1, h: bottom - top + 1, empty: right < 0 };
 }
 
-/** Scale a canvas or a bitmap to the bytes (H·W) that the models take. */
+/** Scale a canvas to the bytes (H·W) that the models take. */
 function prepare(source, centred, inverted) {
   const full = blank(source.width, source.height), small = blank(width, height);
   full.drawImage(source, 0, 0);
@@ -81,10 +153,7 @@ function prepare(source, centred, inverted) {
     Object.assign(full, { globalCompositeOperation: "difference", fillStyle: "#fff" });
     full.fillRect(0, 0, source.width, source.height);
   }
-  if (!centred) {
-    small.drawImage(full.canvas, 0, 0, width, height);
-    return grayscale(small);
-  }
+  if (!centred) return resize(grayscale(full), source.width, source.height);
   // As in MNIST, the ink fills a box of 20 x 20 pixels, and its centre of mass lies in
   // the middle of 28 x 28 (LeCun et al. 1998).
   const { left, top, w, h, empty } = inkBox(full);
@@ -114,6 +183,13 @@ const input = $("input").getContext("2d");
 let source = null;  // what is classified: the pad, an image, or nothing yet
 let pen = null;  // where the pointer is while it draws
 
+/** Format a probability; only 0 reads as none, and only 1 as all. */
+function percent(p) {
+  const text = (100 * p).toFixed(1);
+  if (text === "100.0" && p < 1) return "> 99.9 %";
+  return text === "0.0" && p > 0 ? "< 0.1 %" : `${text} %`;
+}
+
 /** Fill a list with a bar per class. */
 function showBars(list, { label, scores }, full, format) {
   list.replaceChildren(...scores.map((score, k) => {
@@ -139,12 +215,12 @@ function update(announce) {
   const pixels = prepare(
     source, $("centre").checked && !exact, $("invert").checked && source !== pad,
   );
-  const rgba = Uint8ClampedArray.from({ length: 4 * pixels.length }, (_, i) =>
+  const shown = Uint8ClampedArray.from({ length: 4 * pixels.length }, (_, i) =>
     i % 4 === 3 ? 255 : pixels[i >> 2]);
-  input.putImageData(new ImageData(rgba, width), 0, 0);
+  input.putImageData(new ImageData(shown, width), 0, 0);
   const answers = { linear: linear(pixels), baseline: baseline(pixels) };
   const longest = Math.max(...answers.baseline.scores) || 1;
-  showBars($("linear-bars"), answers.linear, 1, (p) => `${(100 * p).toFixed(1)} %`);
+  showBars($("linear-bars"), answers.linear, 1, percent);
   showBars($("baseline-bars"), answers.baseline, longest, (d) => d.toFixed(4));
   if (announce) {
     const [first, second] = [answers.linear, answers.baseline].map(({ label }) => classes[label]);
@@ -160,9 +236,11 @@ function clear() {
 
 async function show(file) {
   try {
-    source = await createImageBitmap(file, { colorSpaceConversion: "none" });
-  } catch {
-    $("answer").textContent = "The browser cannot read this file as an image.";
+    source = await decode(file);
+  } catch (error) {
+    clear();
+    update(false);
+    $("answer").textContent = error.message;
     return;
   }
   ink.fillRect(0, 0, pad.width, pad.height);

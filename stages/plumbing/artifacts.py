@@ -1,4 +1,4 @@
-"""What the stages pass on: checked when read, written whole or not at all."""
+"""What the stages pass on: checked when read, each file written completely or not."""
 
 import csv
 import errno
@@ -37,9 +37,17 @@ class Split(NamedTuple):
     """The images and labels of one split."""
 
     images: NDArray[np.uint8]
-    """(N, H, W), memory-mapped: read from disk where and when they are used."""
+    """(N, H, W), memory-mapped: read from disk on access."""
     labels: NDArray[np.uint8]
     """(N,), indices into the classes."""
+
+
+class Decoding(NamedTuple):
+    """How image files became pixels: the arguments of images.decode."""
+
+    size: tuple[int, int] | None
+    grayscale: bool
+    background: int | None
 
 
 class Tensors(NamedTuple):
@@ -48,6 +56,9 @@ class Tensors(NamedTuple):
     train: Split
     valid: Split
     classes: list[str]
+    valid_in_train: NDArray[np.bool_]
+    """(N,), which validation images are among the training images, too."""
+    decoding: Decoding
 
 
 def load_tensors(*, verify: bool = True) -> Tensors:
@@ -56,12 +67,19 @@ def load_tensors(*, verify: bool = True) -> Tensors:
     With `verify=False` the images are not read to check them.
     """
     images, labels = ("train_images", "valid_images"), ("train_labels", "valid_labels")
-    dtypes = {**dict.fromkeys((*images, *labels), "uint8"), "classes": "str"}
+    dtypes = dict.fromkeys((*images, *labels, "valid_in_train"), "uint8")
+    dtypes |= {"classes": "str", "decoding": "str"}
     arrays = load_arrays(TENSORS, dtypes, mapped=images, verify=verify)
     train, valid = (
         Split(arrays[i], arrays[j]) for i, j in zip(images, labels, strict=True)
     )
-    tensors = Tensors(train, valid, arrays["classes"].tolist())
+    tensors = Tensors(
+        train,
+        valid,
+        classes=arrays["classes"].tolist(),
+        valid_in_train=arrays["valid_in_train"].astype(bool),
+        decoding=parse_decoding(TENSORS, arrays["decoding"]),
+    )
     for split in (train, valid):
         fits = (
             split.images.ndim == 3
@@ -71,8 +89,25 @@ def load_tensors(*, verify: bool = True) -> Tensors:
             and split.labels.max() < len(tensors.classes)
         )
         if not fits:
-            raise _damaged(TENSORS, "its shapes or labels do not fit together")
+            raise damaged(TENSORS, "its shapes or labels do not fit together")
+    if tensors.valid_in_train.shape != valid.labels.shape:
+        raise damaged(TENSORS, "valid_in_train does not fit the validation images")
     return tensors
+
+
+def format_decoding(decoding: Decoding) -> NDArray[np.str_]:
+    """Return a decoding as JSON, to be stored in an npz file."""
+    return np.array(json.dumps(decoding._asdict()))
+
+
+def parse_decoding(path: str, array: NDArray[np.str_]) -> Decoding:
+    """Parse what `format_decoding` made; raise UserError if it is damaged."""
+    try:
+        fields = json.loads(str(array))
+        size = fields.pop("size")
+        return Decoding(size=tuple(size) if size else None, **fields)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise damaged(path, f"decoding: {error}") from None
 
 
 def load_arrays(
@@ -89,8 +124,8 @@ def load_arrays(
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            if verify and (damaged := file.zip.testzip()):
-                raise ValueError(f"Bad CRC-32 of {damaged}")
+            if verify and (member := file.zip.testzip()):
+                raise ValueError(f"Bad CRC-32 of {member}")
             arrays = {
                 name: _map(path, file.zip.getinfo(f"{name}.npy"))
                 if name in mapped
@@ -101,14 +136,14 @@ def load_arrays(
         raise UserError(f"{path} is missing: run dvc repro") from None
     except (MemoryError, PermissionError):
         raise
-    except Exception as error:  # whatever NumPy, zipfile and zlib make of damage
+    except Exception as error:  # NumPy, zipfile and zlib raise many types
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     for name, dtype in dtypes.items():
         if not np.issubdtype(arrays[name].dtype, dtype):
             found = arrays[name].dtype
-            raise _damaged(path, f"{name} is of type {found}, not {dtype}")
+            raise damaged(path, f"{name} is of type {found}, not {dtype}")
     return arrays
 
 
@@ -138,7 +173,7 @@ def load_json(path: str) -> dict[str, Any]:
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except ValueError as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
 
 
 def load_csv(path: str) -> list[dict[str, float]]:
@@ -148,10 +183,11 @@ def load_csv(path: str) -> list[dict[str, float]]:
             rows = csv.DictReader(file)
             return [{name: float(row[name]) for name in row} for row in rows]
     except (ValueError, TypeError) as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
 
 
-def _damaged(path: str, reason: str) -> UserError:
+def damaged(path: str, reason: str) -> UserError:
+    """Return the error to raise for a damaged file."""
     return UserError(f"{path} is damaged ({reason}): delete it and run dvc repro")
 
 
@@ -174,7 +210,7 @@ def publish(outputs: Mapping[str, Any]) -> None:
             for path in outputs:
                 os.replace(temporary(path), path)
         except OSError as error:
-            if error.errno and not error.filename:  # a full disk
+            if error.errno and not error.filename:  # for example, a full disk
                 error.filename = path
             raise
         finally:
@@ -185,7 +221,7 @@ def publish(outputs: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _one_writer(folder: str) -> Iterator[None]:
-    """Wait for a stage that outlived its dvc and is still writing to `folder`."""
+    """Lock `folder`, in case a stage whose dvc was killed is still writing to it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks

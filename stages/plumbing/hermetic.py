@@ -4,10 +4,12 @@ DVC reruns a stage when something that dvc.yaml declares has changed; it cannot 
 what the stage really reads. `enforce` makes the two the same. From then on, reading a
 file of the repository needs a line in `deps`, writing one needs a line in `outs` (or
 `metrics` or `plots`), reading a value of a parameter file needs a line in `params`,
-and importing a module of the repository needs that module in `deps`. Programs, the
+and importing a module of the repository needs that module in `deps`. All other modules
+come from the standard library or the environment that runs the stage. Programs, the
 network and files outside the repository are out of reach. The refusal names the stage,
 the path and the line to add. To use it in a pipeline of your own, copy this file and
-call `enforce()` before the stage's other imports; it needs nothing but PyYAML.
+call `enforce()` before the stage's other imports; it needs nothing that DVC
+does not bring.
 
 How: Python tells an audit hook (PEP 578) what it is about to do, and the hook may
 refuse. That covers whatever goes through Python, libraries included. It does not cover
@@ -21,13 +23,15 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
 SYSTEM = [
     *("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/proc", "/sys"),
@@ -70,6 +74,10 @@ class Undeclared(PermissionError):
     A PermissionError, since libraries know how to handle that one.
     """
 
+    def __str__(self) -> str:
+        """Return the text, also where a library has set `filename` (shutil does)."""
+        return str(self.args[0])
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -86,18 +94,13 @@ class Declaration:
     """Pairs of a parameter file and a dotted key; the key `*` is the whole file."""
 
 
-_SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+def parse_yaml(text: str) -> Any:
+    """Parse YAML with the library that DVC uses, and so as DVC does.
 
-
-class YamlLoader(_SafeLoader):
-    """Reads 3e-4 as a number (YAML 1.2), as DVC does; for PyYAML it is a string."""
-
-
-YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+    YAML 1.2: `no` is a string and 0100 a hundred. Raises ruamel.yaml.YAMLError, or
+    another error for an ill-formed value.
+    """
+    return YAML(typ="safe").load(text)
 
 
 def declaration(
@@ -129,7 +132,7 @@ def _read_declaration(name: str, folder: str) -> Declaration | None:
     text = Path(folder, "dvc.yaml").read_text("utf-8")
     if re.search(r"\$\{|\bforeach:|\bmatrix:", text):
         return _resolve_templates(name, folder)
-    stages = (yaml.load(text, YamlLoader) or {}).get("stages") or {}
+    stages = (parse_yaml(text) or {}).get("stages") or {}
     if name not in stages:
         return None
     entry = stages[name]
@@ -195,16 +198,31 @@ class Guard:
         self.permitted: set[str] = set()
         self.reading_params = False
         self.refusal: Undeclared | None = None
-        """The first refusal inside the repository; after it nothing may be written."""
+        """The first undeclared path, key or module; then nothing may be written."""
         self._param_files = {file for file, _ in declared.params}
+        caches = [*caches, *filter(None, [sys.pycache_prefix])]
         self._caches = [*caches, *map(os.path.realpath, caches)]
         self._temporary_outs = {temporary(out) for out in declared.outs}
         self._out_folders = {os.path.dirname(out) for out in declared.outs}
         temporary_folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")
         self._temporary_folders = {os.path.realpath(path) for path in temporary_folders}
-        prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
-        prefixes |= {os.path.realpath(path) for path in prefixes}
-        self._environment = tuple(path + os.sep for path in prefixes)
+        prefixes = _folders(sys.prefix, sys.base_prefix, sys.exec_prefix)
+        # One may lie above the repository: /usr, and the repository is /usr/src/app.
+        self._environment = tuple(
+            path for path in prefixes if not f"{declared.root}/".startswith(path)
+        )
+        self._packages = _folders(*map(sysconfig.get_path, ("purelib", "platlib")))
+        base = {"platbase": sys.base_exec_prefix}
+        stdlib = [
+            sysconfig.get_path("stdlib"),
+            sysconfig.get_path("platstdlib", vars=base),
+        ]
+        self._stdlib = _folders(*stdlib)
+        # Of the Python from which a virtual environment was made, say.
+        self._other_packages = _folders(
+            *(os.path.join(path, "site-packages") for path in stdlib),
+            *(os.path.join(path, "dist-packages") for path in stdlib),
+        )
         modules = [dep for dep in declared.deps if dep.endswith(".py")]
         self._import_folders = {declared.base, *map(os.path.dirname, modules)}
 
@@ -228,6 +246,8 @@ class Guard:
                     self.check_write(_in_folder(os.fsdecode(path), folder))
         elif event in LISTINGS:
             self._check_listing(arguments[0])
+        elif event == "import" and arguments[1]:  # of an extension module, its file
+            self.check_read(arguments[1], is_module=True)
         elif event in PROGRAMS or (event == "import" and arguments[0] in SPAWNING):
             raise self._refuse(
                 f"starts a program ({arguments[0]}), whose files dvc.yaml "
@@ -237,13 +257,18 @@ class Guard:
         elif event in NETWORK and "network" not in self.permitted:
             raise self._refuse("uses the network", "let the download stage fetch it")
 
-    def check_read(self, path: str) -> None:
-        """Raise Undeclared unless the stage may read `path`."""
-        if path.startswith(self._environment) and ".." not in path:
+    def check_read(self, path: str, *, is_module: bool = False) -> None:
+        """Raise Undeclared unless the stage may read `path`, or import it."""
+        is_module = is_module or path.endswith((".py", ".pyc"))
+        if path in sys.path and os.path.isfile(path):  # a zip file of modules
+            is_module = True
+        if ".." not in path and self._is_installed(path, is_module):
             return
-        in_cache = os.path.basename(os.path.dirname(path)) == "__pycache__"
-        if in_cache and path.endswith(".pyc"):
-            path = importlib.util.source_from_cache(path)
+        if re.fullmatch("<.*>", path):  # what a traceback says for code without a file
+            return
+        if path.endswith(".pyc"):
+            with suppress(ValueError):  # one beside its source, or without
+                path = importlib.util.source_from_cache(path)
         path, root = _absolute(path), self.declared.root
         if dep := _covering(path, self.declared.deps):
             self.used.add(dep)
@@ -254,24 +279,46 @@ class Guard:
         real = os.path.realpath(path)
         if real in self.permitted or (self.reading_params and is_param_file):
             return
+        if self._is_installed(path, is_module) or self._is_installed(real, is_module):
+            return
+        if _covering(real, self._caches):
+            return
         if _covering(real, [root]):
             to_deps = 'add "- {}" to its deps'
             remedy = "use hermetic.read_params(KEY)" if is_param_file else to_deps
             raise self._undeclared("reads", path, remedy)
-        outside = [*self._environment, *self._caches, *self._temporary_folders]
-        if not _covering(real + os.sep, [*outside, *SYSTEM]):
+        if is_module:
+            raise self._remember(
+                f"imports {path}, from outside the environment",
+                "unset PYTHONPATH, or install it into the environment",
+            )
+        if not _covering(real, [*self._temporary_folders, *SYSTEM]):
             raise self._refuse(
                 f"reads {path}, outside the repository",
                 "copy it into the repository and add it to its deps",
             )
 
+    def _is_installed(self, path: str, is_module: bool) -> bool:
+        """Tell whether a file is in the environment or the standard library."""
+        path += os.sep
+        if path.startswith(self._packages):
+            return True
+        if is_module:
+            in_stdlib = path.startswith(self._stdlib)
+            return in_stdlib and not path.startswith(self._other_packages)
+        return path.startswith(self._environment)
+
     def _check_listing(self, folder: Any) -> None:
         if isinstance(folder, int):  # an open folder, where Linux tells its name
             folder = _in_folder(".", folder)
-        folder = _absolute(os.fsdecode("." if folder is None else folder))
+        name = os.fsdecode("." if folder is None else folder)
+        folder = _absolute(name)
         if folder in self._out_folders and not _covering(folder, self.declared.deps):
             raise self._undeclared("reads", folder, 'add "- {}" to its deps')
-        if folder not in self._import_folders:
+        # Python looks for modules in all folders of its path. One that it then imports
+        # is checked by itself.
+        is_searched = name in sys.path and not _covering(folder, [self.declared.root])
+        if folder not in self._import_folders and not is_searched:
             self.check_read(folder)
 
     def check_write(self, path: str) -> None:
@@ -300,15 +347,21 @@ class Guard:
         declared = {(path, key), (path, "*")} & self.declared.params
         if not declared:
             raise self._undeclared("reads", key, 'add "- {}" to its params')
-        self.used |= declared
+        parts = {item for item in self.declared.params if item[1].startswith(f"{key}.")}
+        self.used |= declared | parts
 
     def _undeclared(self, deed: str, what: str, remedy: str) -> Undeclared:
         if os.path.isabs(what):
             what = os.path.relpath(what, self.declared.base)
         deed = f"{deed} {what}, which dvc.yaml does not declare"
-        # Remembered, so that a stage that swallows the error still writes nothing.
-        self.refusal = self._refuse(deed, remedy.format(what))
-        return self.refusal
+        return self._remember(deed, remedy.format(what))
+
+    def _remember(self, deed: str, remedy: str) -> Undeclared:
+        error = self._refuse(deed, remedy)
+        # So that a stage that swallows the error still writes nothing. The first one
+        # is the cause; others may follow from it.
+        self.refusal = self.refusal or error
+        return error
 
     def _refuse(self, deed: str, remedy: str) -> Undeclared:
         return Undeclared(f"stage {self.declared.stage} {deed}: {remedy}")
@@ -318,7 +371,7 @@ _guard: Guard | None = None  # one per process: an audit hook cannot be removed
 
 
 def refusal() -> Undeclared | None:
-    """Return the first refusal inside the repository, which may have been wrapped."""
+    """Return the first refusal that is remembered; libraries may have wrapped it."""
     return _guard.refusal if _guard else None
 
 
@@ -326,16 +379,17 @@ def enforce(stage: str | None = None, caches: Sequence[str] = ()) -> Guard | Non
     """Hold this process to `declaration(stage)`; if that is None, do nothing.
 
     `caches` are folders in which libraries keep what only saves them time. Raises
-    Undeclared if a module of the repository is imported already but not declared, and
-    from then on for everything else. After a refusal inside the repository nothing can
-    be written, and the exit status is 1 even if the error was swallowed.
+    Undeclared if a module is imported already that is not declared and not installed,
+    and from then on for everything else. After a refusal of a module, or of anything
+    inside the repository, nothing can be written, and the exit status is 1 even if the
+    error was swallowed.
     """
     global _guard
     if declared := declaration(stage):
         _guard = Guard(declared, caches)
         for module in list(sys.modules.values()):
-            if file := getattr(module, "__file__", None):
-                _guard.check_read(file)
+            if isinstance(file := getattr(module, "__file__", None), str):
+                _guard.check_read(file, is_module=file.endswith(".so"))
         sys.addaudithook(_guard)
         atexit.register(_fail_if_swallowed)
     return _guard
@@ -362,13 +416,14 @@ def read_params(key: str, file: str = "params.yaml") -> Any:
     """Read a top-level key of a parameter file; outside a guarded stage, any key.
 
     Raises Undeclared if the stage does not declare the key, KeyError if the file lacks
-    it, and OSError, UnicodeDecodeError or yaml.YAMLError if the file cannot be read.
+    it, and OSError, UnicodeDecodeError or what `parse_yaml` raises if the file cannot
+    be read.
     """
     if _guard:
         _guard.check_params(key, file)
         _guard.reading_params = True
     try:
-        values = yaml.load(Path(file).read_text("utf-8-sig"), YamlLoader)
+        values = parse_yaml(Path(file).read_text("utf-8-sig"))
     finally:
         if _guard:
             _guard.reading_params = False
@@ -379,6 +434,11 @@ def temporary(path: str) -> str:
     """Return where to write an out before it is renamed to `path`, to appear whole."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}.tmp")
+
+
+def _folders(*paths: str) -> tuple[str, ...]:
+    """Return folders and what they link to, each with a slash at its end."""
+    return tuple({path + os.sep for path in {*paths, *map(os.path.realpath, paths)}})
 
 
 def _absolute(path: str, base: str = ".") -> str:

@@ -1,6 +1,7 @@
 """The parameters of params.yaml: one typed and bounded structure per section."""
 
 import re
+import unicodedata
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -21,6 +22,12 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 S = TypeVar("S", bound=Section)
 
 
+def _repeated(names: tuple[str, ...]) -> str | None:
+    """Return a name that is there again, maybe in other code points (NFC or NFD)."""
+    normal = [unicodedata.normalize("NFC", name) for name in names]
+    return next((name for name in normal if normal.count(name) > 1), None)
+
+
 class Download(Section, frozen=True):
     """Where the archive comes from, and what it must be."""
 
@@ -35,7 +42,7 @@ class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     valid: Folder
 
     def __post_init__(self) -> None:
-        if self.train == self.valid:
+        if _repeated((self.train, self.valid)):
             raise ValueError(f"{self.train!r} is both train and valid")
 
 
@@ -46,11 +53,11 @@ class Data(Section, frozen=True):
     splits: Splits
     size: tuple[Side, Side] | None
     grayscale: bool
+    background: Annotated[int, msgspec.Meta(ge=0, le=255)] | None
 
     def __post_init__(self) -> None:
-        twice = [name for name in self.classes if self.classes.count(name) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]!r} is listed twice - at `$.classes`")
+        if name := _repeated(self.classes):
+            raise ValueError(f"{name!r} is listed twice - at `$.classes`")
 
 
 class Baseline(Section, frozen=True):
@@ -99,7 +106,7 @@ def load(section: type[S]) -> S:
         raise UserError(f"{FILE} is not UTF-8: save it as UTF-8") from None
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # PyYAML raises a dozen types for ill-formed values
+    except Exception as error:  # many types, for ill-formed values
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = str(getattr(error, "problem", error))[:120]
@@ -133,5 +140,10 @@ def _explain(
     if allowed and all(isinstance(name, str) for name in allowed):
         reason = f"Expected one of {', '.join(allowed)}"
     if reason.startswith("Expected `str`, got") and value is not None:
+        if isinstance(value, bool):
+            shown = shown.lower()
+        elif isinstance(value, int | float):  # 07 is the number 7
+            here = f"YAML reads the number {shown} here"
+            return f'{key}: {here}: write "{shown}", or the exact name, in quotes'
         return f'{key}: {shown} is not a string: write "{shown}"'
     return f"{key}: {shown!r} is not allowed. {reason}"

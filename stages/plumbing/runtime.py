@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import os
 import platform
 import re
@@ -82,8 +83,12 @@ def check_environment(lock: str, installed: Iterable[str]) -> None:
 def explain_errors(command: str) -> None:
     """From now on, print an error the user can fix as one line: `command: error`.
 
-    SIGINT and SIGTERM raise Stopped, which is such an error.
+    SIGINT and SIGTERM raise Stopped, which is such an error. What a terminal's encoding
+    lacks is printed with backslashes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def explain(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None

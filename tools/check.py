@@ -1,0 +1,126 @@
+"""Check params.yaml before DVC starts a stage, in 0.2 s: `python -m tools.check`.
+
+DVC deletes the outputs of a stage before it starts the stage: if the stage then refuses
+a parameter, they are gone. So `make` runs this first, and so does a pre-commit hook.
+Prints the first error of every section, with the messages of the stages.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from stages import download
+from stages.plumbing import artifacts, hermetic, parameters, runtime
+from stages.plumbing.errors import UserError
+
+SECTIONS = parameters.Section.__subclasses__()
+
+
+def check_archive() -> None:
+    """Raise UserError unless download.url names an archive with the right digest.
+
+    An http(s) URL is not fetched. A local archive may be missing if dvc.lock has its
+    digest: DVC then takes the download's output from the cache or the remote.
+    """
+    params = parameters.load(parameters.Download)
+    path = os.path.realpath(params.url)
+    for stage, out in _outs():
+        both_exist = os.path.exists(path) and os.path.exists(out)
+        same = both_exist and os.path.samefile(path, out)
+        if same or f"{path}/".startswith(f"{os.path.realpath(out)}/"):
+            raise UserError(
+                f"download.url: {params.url} is an output of the stage {stage}, which "
+                "DVC deletes before it starts the stage: copy the archive elsewhere, "
+                "and write that path"
+            )
+    if not os.path.exists(path) and _locked("download"):
+        return
+    if archive := download.find_archive(params.url):
+        download.check_digest(archive, params.url, params.sha256)
+
+
+def check_loss() -> None:
+    """Raise UserError if the loss is for pairs of classes, and there are more."""
+    count = len(parameters.load(parameters.Data).classes)
+    if count > 2 and parameters.load(parameters.Train).loss == "absolute":
+        raise UserError(
+            "train.loss: absolute learns pairs of classes only: "
+            f"take log_loss for {count} classes"
+        )
+
+
+def check_batch_size() -> None:
+    """Raise UserError if a batch is larger than the training set.
+
+    Needs a data/tensors.npz that was made with the current parameters.
+    """
+    batch_size = parameters.load(parameters.Train).batch_size
+    made = _locked("download") and _locked("preprocess")
+    sizes = {out["path"]: out["size"] for out in made["outs"]} if made else {}
+    if not os.path.exists(artifacts.TENSORS):
+        return
+    if sizes.get(artifacts.TENSORS) != os.path.getsize(artifacts.TENSORS):
+        return
+    dtypes = {"train_labels": "uint8"}
+    arrays = artifacts.load_arrays(artifacts.TENSORS, dtypes, verify=False)
+    if batch_size > (count := len(arrays["train_labels"])):
+        raise UserError(
+            f"train.batch_size: {batch_size} is more than the training images: "
+            f"allowed are 1 to {count}"
+        )
+
+
+def _outs() -> Iterator[tuple[str, str]]:
+    """Yield every stage of dvc.yaml with the absolute path of every output."""
+    try:
+        for stage in hermetic.read_params("stages", "dvc.yaml"):
+            if declared := hermetic.declaration(stage):
+                yield from ((stage, out) for out in declared.outs)
+    except Exception:  # DVC tells what is wrong with dvc.yaml, and deletes nothing
+        return
+
+
+def _locked(stage: str) -> dict[str, Any] | None:
+    """Return the entry of a stage in dvc.lock unless its parameters have changed."""
+    try:
+        entry = hermetic.read_params("stages", "dvc.lock")[stage]
+        for file, values in entry["params"].items():
+            # A dotted key repeats a part of a section that is listed as a whole.
+            sections = [key for key in values if "." not in key]
+            if any(hermetic.read_params(key, file) != values[key] for key in sections):
+                return None
+    except Exception:  # there is none, or DVC tells what is wrong with it
+        return None
+    return entry
+
+
+def errors() -> list[str]:
+    """Return the first error of every section, and those of sections together."""
+    checks: list[Callable[[], Any]] = [
+        *(partial(parameters.load, section) for section in SECTIONS),
+        check_archive,
+        check_loss,
+        check_batch_size,
+    ]
+    found: dict[str, None] = {}
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found[str(error)] = None  # once, though several checks read a section
+    return list(found)
+
+
+def main() -> int:
+    """Print a line per error to stderr; return 1 if there is any."""
+    found = errors()
+    for error in found:
+        print(f"check: {error}", file=sys.stderr)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    runtime.explain_errors("check")
+    sys.exit(main())
