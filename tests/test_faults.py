@@ -253,11 +253,14 @@ def test_two_writers_of_one_output_take_turns(tmp_path, monkeypatch):
 )
 def test_a_stopped_stage_says_so_in_one_line(unchanged, name, reading, sign, word):
     """While it reads, or starts to compute."""
-    process = start_stage(unchanged, name)
-    while not has_open(process.pid, reading):
-        assert process.poll() is None
-    process.send_signal(sign)
-    errors = process.communicate(timeout=60)[1]
+    for _ in range(3):
+        process = start_stage(unchanged, name)
+        while not has_open(process.pid, reading):
+            assert process.poll() is None
+        process.send_signal(sign)
+        errors = process.communicate(timeout=60)[1]
+        if process.returncode:  # or it ended first, on a machine that is busy
+            break
     assert errors == f"{name}: {word}, nothing was written\n"
     assert process.returncode == 1
 
