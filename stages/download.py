@@ -107,12 +107,12 @@ def find_archive(url: str) -> Path | None:
 
 def main() -> None:
     """Write data/archive."""
-    params = parameters.load(parameters.Download)
-    hermetic.permit(params.url)
+    config = parameters.load(parameters.Download)
+    hermetic.permit(config.url)  # only this one source: the digest fixes its content
     with tempfile.TemporaryDirectory() as folder:
-        archive = find_archive(params.url)
+        archive = find_archive(config.url)
         if not archive:
             archive = Path(folder, "archive")
-            fetch(params.url, archive)
-        check_digest(archive, params.url, params.sha256)
+            fetch(config.url, archive)
+        check_digest(archive, config.url, config.sha256)
         artifacts.publish({artifacts.ARCHIVE: archive})

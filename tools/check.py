@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from stages import download
+from stages.model import linear
 from stages.plumbing import artifacts, hermetic, parameters, runtime
 from stages.plumbing.errors import UserError
 
@@ -44,11 +45,8 @@ def check_archive() -> None:
 def check_loss() -> None:
     """Raise UserError if the loss is for pairs of classes, and there are more."""
     count = len(parameters.load(parameters.Data).classes)
-    if count > 2 and parameters.load(parameters.Train).loss == "absolute":
-        raise UserError(
-            "train.loss: absolute learns pairs of classes only: "
-            f"take log_loss for {count} classes"
-        )
+    loss = parameters.load(parameters.Train).loss
+    linear.outputs_of(loss, 1 if count == 2 else count)
 
 
 def check_batch_size() -> None:
