@@ -159,7 +159,11 @@ CHARACTERS = st.characters(
     codec="utf-8", exclude_characters="/\0\\", exclude_categories=["Cc", "Cs"]
 )
 NAMES = st.text(CHARACTERS, min_size=1, max_size=8).filter(
-    lambda name: not name.startswith(".") and name != "__MACOSX"
+    lambda name: (
+        not name.startswith(".")
+        and name != "__MACOSX"
+        and not preprocess.OTHER_FILE.search(name)
+    )
 )
 
 
