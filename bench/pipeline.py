@@ -42,14 +42,14 @@ EDITS = {
 # The libraries of a stage, in the order in which it imports them, but NumPy before JAX:
 # what a library imports counts as its own, unless it stands before it.
 LIBRARIES = {
-    "download": ["tqdm", "numpy", "msgspec"],
+    "download": ["numpy", "msgspec"],
     "preprocess": ["numpy", "tqdm", "PIL.Image", "msgspec"],
     "baseline": ["numpy", "jax", "msgspec"],
     "train": ["numpy", "jax", "optax", "tqdm", "msgspec"],
     "report": ["numpy", "PIL.Image", "jinja2", "msgspec"],
 }
 PYTHON, GUARD_IMPORTS = "Python starts and ends", "the guard's imports"
-GUARD_START, OWN_MODULES = "the guard's start", "own modules"
+GUARD_START, OWN_MODULES = "the guard's start", "own modules, standard library"
 WORK, PROCESS = "work", "the whole process"
 # Runs a stage and prints how long its parts take. Arguments: the stage, whether it is
 # guarded, unguarded or counted, and its libraries. It is passed to `python -c`, since
@@ -83,11 +83,14 @@ if variant == "unguarded":
 elif variant == "counted":
     check, hermetic.Guard.__call__ = hermetic.Guard.__call__, counted
 timed({GUARD_START!r}, runtime.start, stage)
-for library in libraries:
-    timed(library, importlib.import_module, library)
+if variant != "counted":
+    for library in libraries:
+        timed(library, importlib.import_module, library)
 module = timed({OWN_MODULES!r}, importlib.import_module, f"stages.{{stage}}")
 timed({WORK!r}, module.main)
 times["inside"] = time.perf_counter() - start
+if missing := set(libraries) - set(sys.modules):
+    sys.exit(f"LIBRARIES: {{stage}} does not import {{missing}}")
 print(json.dumps(times | {{"events": events, "hook": hook_seconds}}))
 """
 
@@ -375,7 +378,7 @@ def main() -> None:
         "",
         *parts_table(stages, bench.median(AGAIN)),
         "",
-        "What the guard costs:",
+        "What the guard costs; events are those of a stage's first process:",
         "",
         *guard_table(stages),
     ]

@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from bench.pipeline import ROOT
 from bench.tables import machine, show, table
 from stages.model import linear, metrics
-from stages.plumbing import artifacts, parameters
+from stages.plumbing import npz, parameters
 from stages.train import Params, fit, init_params
 
 REPEATS = 5
@@ -108,7 +108,8 @@ def as_rows(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def log_loss(logits: Any, labels: NDArray[np.uint8]) -> float:
     """Return the log loss of logits (N,) of the first class."""
     column = np.asarray(logits, np.float64)[:, None]
-    return metrics.log_loss(linear.probabilities(column, "sigmoid"), labels)
+    probabilities = linear.probabilities(column, "sigmoid")
+    return metrics.log_loss(probabilities[np.arange(len(labels)), labels])
 
 
 def hardware_limits() -> tuple[float, float]:
@@ -121,17 +122,15 @@ def hardware_limits() -> tuple[float, float]:
     return block.nbytes / min(read_seconds), 2 * 2048**3 / min(product_seconds)
 
 
-def measure(torch: str | None) -> tuple[list[Result], artifacts.Tensors]:
+def measure(torch: str | None) -> tuple[list[Result], npz.Tensors]:
     """Time all trainers, the stage's own first; also return what they trained on."""
     config = parameters.load(parameters.Train)
-    tensors = artifacts.load_tensors()
+    tensors = npz.load_tensors()
     train, valid = tensors.train, tensors.valid
-    key = jax.random.key(config.seed)
-    untrained = init_params(key, train.images[0].size, 1, config.init_std)
-    fit_key = jax.random.fold_in(key, 1)
+    untrained = init_params(config.seed, train.images[0].size, 1, config.init_std)
 
     def fit_params() -> Params:
-        return fit(untrained, train, valid, fit_key, config)[0]
+        return fit(untrained, train, valid, config)[0]
 
     seconds, params = timed(fit_params)
     logits = linear.logits(valid.images, *params)[:, 0]

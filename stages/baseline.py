@@ -10,27 +10,21 @@ from jax import Array
 from numpy.typing import NDArray
 
 from stages.model import devices, metrics
-from stages.plumbing import artifacts, parameters
-from stages.plumbing.artifacts import Split
-
-
-@partial(jax.jit, static_argnames="classes")
-def pixel_sums(images: Array, labels: Array, n: int, classes: int) -> Array:
-    """Sum the first `n` images (N, H, W) of each class: int32 (classes, H, W).
-
-    Integers, so that the order of the sum cannot matter.
-    """
-    is_padding = jnp.arange(len(images)) >= n
-    # Padding goes to no class. As uint8, class number 256 would be class 0.
-    segments = jnp.where(is_padding, classes, labels.astype(jnp.int32))
-    return jax.ops.segment_sum(images.astype(jnp.int32), segments, classes)
+from stages.plumbing import artifacts, npz, parameters
+from stages.plumbing.npz import Split
 
 
 def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
-    """Average each class, (classes, H, W) in [0, 1]: the perfect 3, the perfect 7."""
+    """Average each class, (classes, H, W) in [0, 1]: the perfect 3, the perfect 7.
+
+    Sums of integers, so that their order cannot matter.
+    """
     totals = np.zeros((classes, *train.images.shape[1:]), np.int64)
-    for images, labels, n in devices.blocks(train):
-        totals += np.asarray(pixel_sums(images, labels, n, classes))
+    size = max(devices.BLOCK_BYTES // train.images[0].size, 1)
+    for start in range(0, len(train.images), size):
+        images, labels = (array[start : start + size] for array in train)
+        for label in np.unique(labels):
+            totals[label] += images[labels == label].sum(0, dtype=np.int64)
     counts = np.bincount(train.labels, minlength=classes)
     return (totals / (255 * counts[:, None, None])).astype(np.float32)
 
@@ -54,12 +48,12 @@ def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Arr
 def main() -> None:
     """Write models/baseline.npz and metrics/baseline.json from data/tensors.npz."""
     distance = parameters.load(parameters.Baseline).distance
-    train, valid, classes, *_ = artifacts.load_tensors()
+    train, valid, classes, *_ = npz.load_tensors()
     means = mean_images(train, len(classes))
     to_means = np.concatenate(
         [
-            distances(images, means, distance)[:n]
-            for images, _, n in devices.blocks(valid)
+            np.asarray(distances(images, means, distance))[:n]
+            for images, _, n in devices.Blocks(valid)
         ]
     )
     # For a pair, the score is higher the closer an image is to the first class.

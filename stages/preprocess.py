@@ -1,21 +1,28 @@
 """Read the images of the chosen classes out of the archive into one file of tensors."""
 
+import errno
 import hashlib
+import math
 import os
 import re
+import shutil
+import struct
 import unicodedata
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import chain, pairwise
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from stages.images import archive
+from stages.images.archive import Archive, Entry
 from stages.images.decode import decode
-from stages.plumbing import artifacts, parameters
-from stages.plumbing.artifacts import Decoding, Split
+from stages.plumbing import artifacts, npz, parameters, workers
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Decoding, Split
+from stages.plumbing.progress import progress
 
 # Reasons to leave a member of the archive out.
 HIDDEN = "hidden"
@@ -27,51 +34,87 @@ OTHER_FILE = re.compile(
     r"|xlsx?|xml|ya?ml)$",
     re.IGNORECASE,
 )
+AMBIGUOUS = "can be read in two ways"
 MAX_FOLDERS_SHOWN = 8
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-MAX_PIXELS = MEMORY // 3
+RECORD = struct.Struct("7q")
+"""How an Entry is kept."""
+MIN_CHUNK, MAX_CHUNK = 8, 256
+"""Images that a process decodes at a time."""
 
 
-class Example(NamedTuple):
-    """An image that an archive holds as [ROOT/]SPLIT/CLASS/[FOLDERS/]NAME."""
+class Folder(NamedTuple):
+    """What the images in a folder have in common."""
 
-    split: str
-    """train or valid, whatever its folder is called."""
+    split: int
+    """0 for training images, 1 for validation images."""
     label: int
     """An index into data.classes."""
-    name: str
-    """The path below the folder of the class."""
+    inner: str
+    """The path below the folder of the class; empty, or with a slash at its end."""
 
 
-def find_example(
-    member: str, splits: Mapping[str, str], labels: Mapping[str, int]
-) -> Example | str:
-    """Return what a member is, or the reason to leave it out.
+class LeftOut(NamedTuple):
+    """The members of an archive that are no images of a chosen split and class."""
 
-    `splits` and `labels` have the names of the folders as keys. Names are compared in
-    Unicode's form NFC, and Windows' backslashes separate folders. Raises UserError if
-    the name can be read in two ways.
+    counts: Counter[str]
+    """By reason."""
+    examples: dict[str, str]
+    """The first member, by reason."""
+    folders: set[str]
+    """Other folders that the archive has."""
+
+
+def find_folder(
+    path: str, splits: Mapping[str, int], labels: Mapping[str, int]
+) -> Folder | str:
+    """Return what the folder [ROOT/]SPLIT/CLASS[/FOLDERS] is, or why to leave it out.
+
+    `splits` and `labels` have the names of the folders as keys.
     """
-    parts = normalize(member).replace("\\", "/").removeprefix("./").split("/")
+    parts = path.split("/")
     if "" in parts or ".." in parts:
         return ODD_PATH
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if any(is_hidden(part) for part in parts):
         return HIDDEN
-    *folders, name = parts
-    root = 0 if folders and folders[0] in splits else 1
-    if len(folders) < root + 2 or folders[root] not in splits:
+    root = 0 if parts[0] in splits else 1
+    if len(parts) < root + 2 or parts[root] not in splits:
         return ELSEWHERE
-    split, label, *inner = folders[root:]
+    split, label, *inner = parts[root:]
     if label in splits or any(part in splits or part in labels for part in inner):
-        raise UserError(
-            f"{member}: can be read in two ways: "
-            "keep one folder named as a split and one named as a class in its path"
-        )
+        return AMBIGUOUS
     if label not in labels:
         return ELSEWHERE
-    if OTHER_FILE.search(name):
-        return NO_IMAGE
-    return Example(splits[split], labels[label], "/".join([*inner, name]))
+    return Folder(splits[split], labels[label], "".join(f"{part}/" for part in inner))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or a folder is hidden, or added by macOS."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def find_image(
+    member: str, find_folder: Callable[[str], Folder | str]
+) -> tuple[Folder, str] | str:
+    """Return folder and name of an image, or the reason to leave the member out.
+
+    Names are compared in Unicode's form NFC, and Windows' backslashes separate folders.
+    Raises UserError if the name can be read in two ways.
+    """
+    path = normalize(member).replace("\\", "/").removeprefix("./")
+    parent, slash, name = path.rpartition("/")
+    folder = find_folder(parent) if slash else ELSEWHERE
+    if folder == ODD_PATH or name in ("", ".."):
+        return ODD_PATH
+    if is_hidden(name):
+        return HIDDEN
+    if folder == AMBIGUOUS:
+        raise UserError(
+            f"{member}: {AMBIGUOUS}: "
+            "keep one folder named as a split and one named as a class in its path"
+        )
+    if isinstance(folder, str):
+        return folder
+    return NO_IMAGE if OTHER_FILE.search(name) else (folder, name)
 
 
 def normalize(name: str) -> str:
@@ -79,137 +122,177 @@ def normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return a sort key that puts 2.png before 10.png: digits compare as numbers."""
-    runs = re.split(r"([0-9]+)", name)
-    numbers = [run.lstrip("0") if i % 2 else run for i, run in enumerate(runs)]
-    keys = [(len(run) if i % 2 else 0, run) for i, run in enumerate(numbers)]
-    return keys, name
+def natural_order(name: str) -> str:
+    r"""Return a sort key that puts 2.png before 10.png: digits compare as numbers.
 
-
-def find_examples(
-    path: str, data: parameters.Data
-) -> tuple[dict[str, Example], dict[str, list[str]]]:
-    """Sort the members of an archive into examples, by name, and others, by reason.
-
-    The examples have the order of the tensors, whatever order the archive has: by
-    split, class, and name in natural order. Raises UserError, naming the member, for
-    an image that the archive holds twice.
+    A number's count of digits comes before it. Names that differ in leading zeros only
+    are told apart at the end. No name holds \0.
     """
-    train, valid = normalize(data.splits.train), normalize(data.splits.valid)
-    splits = {train: "train", valid: "valid"}
-    labels = {normalize(name): label for label, name in enumerate(data.classes)}
-    left_out: dict[str, list[str]] = {}
 
-    def select(member: str) -> Example | None:
-        example = find_example(member, splits, labels)
-        if isinstance(example, Example):
-            return example
-        left_out.setdefault(example, []).append(member)
+    def count_digits(number: re.Match[str]) -> str:
+        digits = number[0].lstrip("0")
+        return f"\0{chr(1 + len(digits))}{digits}"
+
+    return f"{re.sub('[0-9]+', count_digits, name)}\0\0{name}"
+
+
+def find_images(
+    source: Archive, data: parameters.Data, records: IO[bytes]
+) -> tuple[list[str], NDArray[np.int64], LeftOut]:
+    """Find the images in the archive, and write down the entry of each as a RECORD.
+
+    Returns a sort key for each image, by split, class, and name in natural order; how
+    many there are, (2, K), of training and validation images by class; and what is
+    left out.
+    """
+    splits = {normalize(data.splits.train): 0, normalize(data.splits.valid): 1}
+    labels = {normalize(name): label for label, name in enumerate(data.classes)}
+    in_folder = lru_cache(partial(find_folder, splits=splits, labels=labels))
+    left_out = LeftOut(Counter(), {}, set())
+
+    def select(member: str) -> tuple[Folder, str] | None:
+        image = find_image(member, in_folder)
+        if not isinstance(image, str):
+            return image
+        left_out.counts[image] += 1
+        left_out.examples.setdefault(image, member)
+        if image in (ELSEWHERE, ODD_PATH):
+            left_out.folders.add(member.rpartition("/")[0] or ".")
         return None
 
-    found: dict[Example, str] = {}
-    for member, example, _ in archive.read(path, select):
-        if example in found:
-            raise UserError(
-                f"{member}: the archive holds {found[example]} twice: leave one out"
-            )
-        found[example] = member
-    order = sorted(found, key=lambda e: (e.split, e.label, natural_order(e.name)))
-    return {found[example]: example for example in order}, left_out
+    keys, counts = [], [[0] * len(labels) for _ in splits]
+    found = progress(source.find(select), "find images", "images")
+    for ((split, label, inner), name), entry in found:
+        keys.append(f"{split}{chr(label)}{natural_order(inner + name)}")
+        counts[split][label] += 1
+        records.write(RECORD.pack(*entry))
+    records.flush()
+    return keys, np.array(counts), left_out
 
 
 def check_counts(
-    examples: Iterable[Example], left_out: dict[str, list[str]], data: parameters.Data
+    counts: NDArray[np.int64], left_out: LeftOut, data: parameters.Data
 ) -> None:
     """Print how many images each class has in each split, and what was left out.
 
     Raises UserError, naming the folders that were found, for a class without images.
     """
-    labels: dict[str, list[int]] = {"train": [], "valid": []}
-    for example in examples:
-        labels[example.split].append(example.label)
-    for split, folder in (("train", data.splits.train), ("valid", data.splits.valid)):
-        counts = np.bincount(np.array(labels[split], int), minlength=len(data.classes))
-        for name, count in zip(data.classes, counts, strict=True):
+    for folder, row in zip((data.splits.train, data.splits.valid), counts, strict=True):
+        for name, count in zip(data.classes, row, strict=True):
             if not count:
                 raise UserError(
                     f"class {name!r} has no images in {folder}: look at data.classes "
-                    f"and data.splits; {describe_folders(left_out)}"
+                    f"and data.splits; {describe_folders(left_out.folders)}"
                 )
-        named = zip(counts, data.classes, strict=True)
+        named = zip(row, data.classes, strict=True)
         print(f"{folder}: " + ", ".join(f"{count} of {name}" for count, name in named))
-    for reason, members in left_out.items():
-        print(f"left out, {reason}: {len(members)}, for example {members[0]}")
+    for reason, count in left_out.counts.items():
+        example = left_out.examples[reason]
+        print(f"left out, {reason}: {count}, for example {example}")
 
 
-def describe_folders(left_out: dict[str, list[str]]) -> str:
+def describe_folders(folders: set[str]) -> str:
     """Name some of the folders whose files were left out."""
-    members = left_out.get(ELSEWHERE, []) + left_out.get(ODD_PATH, [])
-    folders = sorted({member.rpartition("/")[0] or "." for member in members})
     if not folders:
         return "the archive has no other folders"
-    shown = ", ".join(folders[:MAX_FOLDERS_SHOWN])
+    shown = ", ".join(sorted(folders)[:MAX_FOLDERS_SHOWN])
     more = len(folders) - MAX_FOLDERS_SHOWN
     return f"other folders are {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def read_images(
-    path: str, rows: dict[str, int], decoding: Decoding
-) -> NDArray[np.uint8]:
-    """Decode the members in `rows` into an array (N, H, W), each into its row.
+def sort_images(
+    source: Archive, keys: Sequence[str], entries: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the row of each image (N,) if all are sorted by their keys.
 
-    Raises UserError, naming the member, for an image that cannot be used or whose size
-    differs from that of the first one, and for more images than fit into memory.
+    Raises UserError, naming both members, if a key occurs twice.
     """
-    images = np.empty((0, 0, 0), np.uint8)
-    first = ""
-    progress = tqdm(
-        archive.read(path, rows.get),
-        "preprocess",
-        len(rows),
-        unit=" images",
-        delay=1,
-        disable=None,
-    )
-    for member, row, load in progress:
-        image = decode(load(), member, **decoding._asdict())
-        if not first:
-            first = member
-            check_memory(len(rows) * image.size)
-            images = np.empty((len(rows), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            size, first_size = (
-                f"{h} x {w}" for h, w in (image.shape, images.shape[1:])
-            )
-            raise UserError(
-                f"{member}: its size is {size}, but {first} has {first_size}: "
-                "set data.size to resize all"
-            )
-        images[row] = image
-    return images
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    twice = [(j, i) for i, j in pairwise(order) if keys[i] == keys[j]]
+    if twice:
+        second, first = (source.name(Entry(*entries[i].tolist())) for i in min(twice))
+        raise UserError(f"{second}: the archive holds {first} twice: leave one out")
+    rows = np.empty(len(keys), np.int64)
+    rows[order] = np.arange(len(keys))
+    return rows
 
 
-def check_memory(pixels: int) -> None:
-    """Raise UserError if so many pixels, a byte each, leave too little memory."""
-    if pixels > MAX_PIXELS:
+def read_images(
+    source: Archive,
+    entries: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    decoding: Decoding,
+    file: IO[bytes],
+) -> NDArray[np.uint8]:
+    """Decode images with as many processes as there are processors.
+
+    Returns an array (N, H, W), mapped from `file`, in which entries[i] has rows[i].
+    Raises UserError, naming the first member in the archive that cannot be used or
+    whose size differs from that of the first one, and for too little disk space.
+    """
+    count, options = len(entries), decoding._asdict()
+
+    def decode_entry(entry: Entry) -> tuple[str, NDArray[np.uint8]]:
+        name = source.name(entry)
+        return name, decode(source.load(entry), name, **options)
+
+    first_name, first = decode_entry(Entry(*entries[0].tolist()))
+    check_disk(count * first.size)
+
+    def decode_chunk(chunk: range) -> None:
+        """Write some images to their rows."""
+        part = slice(chunk.start, chunk.stop)
+        for row, entry in zip(rows[part].tolist(), entries[part].tolist(), strict=True):
+            name, image = decode_entry(Entry(*entry))
+            if image.shape != first.shape:
+                size, first_size = (f"{h} x {w}" for h, w in (image.shape, first.shape))
+                raise UserError(
+                    f"{name}: its size is {size}, but {first_name} has {first_size}: "
+                    "set data.size to resize all"
+                )
+            if os.pwrite(file.fileno(), image.data, row * image.size) < image.size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    processes = workers.available_processors()
+    size = min(max(count // (16 * processes), MIN_CHUNK), MAX_CHUNK)
+    chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
+    with workers.forked(decode_chunk, chunks, processes) as done:
+        decoded = chain.from_iterable(done)
+        for _ in progress(decoded, "decode images", "images", count):
+            pass
+    return np.asarray(np.memmap(file, np.uint8, "r", shape=(count, *first.shape)))
+
+
+def check_disk(pixels: int) -> None:
+    """Raise UserError if the disk cannot hold so many pixels, a byte each, twice."""
+    folder = os.path.dirname(artifacts.TENSORS)
+    needed, free = 2 * pixels, shutil.disk_usage(folder).free
+    if needed > free:
         raise UserError(
-            f"the images make {pixels >> 20} MiB, more than a third of the memory: "
-            "take fewer classes (data.classes) or smaller images (data.size)"
+            f"{folder}: the images need {math.ceil(needed / 2**20)} MiB of disk, and "
+            f"{free >> 20} MiB are free: make room, take fewer classes (data.classes) "
+            "or smaller images (data.size)"
         )
 
 
 def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
     """Read the training and the validation images out of an archive."""
-    examples, left_out = find_examples(path, data)
-    check_counts(examples.values(), left_out, data)
-    rows = {member: row for row, member in enumerate(examples)}
-    images = read_images(
-        path, rows, Decoding(data.size, data.grayscale, data.background)
-    )
-    labels = np.array([example.label for example in examples.values()], np.uint8)
-    count = sum(example.split == "train" for example in examples.values())
-    return Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
+    decoding = Decoding(data.size, data.grayscale, data.background)
+    with (
+        artifacts.scratch(artifacts.TENSORS) as spool,
+        artifacts.scratch(artifacts.TENSORS) as records,
+        artifacts.scratch(artifacts.TENSORS) as pixels,
+        Archive(path, spool) as source,
+    ):
+        keys, counts, left_out = find_images(source, data, records)
+        check_counts(counts, left_out, data)
+        entries = np.memmap(records, np.int64, "r").reshape(len(keys), -1)
+        rows = sort_images(source, keys, entries)
+        keys.clear()  # before processes are forked: their memory counts, too
+        images = read_images(source, entries, rows, decoding, pixels)
+    labels = [np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in counts]
+    train = counts[0].sum()
+    return Split(images[:train], labels[0]), Split(images[train:], labels[1])
 
 
 def find_copies(
@@ -218,10 +301,12 @@ def find_copies(
     """Return which of the images (N, H, W) are among the others (M, H, W): (N,)."""
 
     def digest(image: NDArray[np.uint8]) -> bytes:
-        return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        return hashlib.blake2b(image.data, digest_size=16).digest()
 
-    digests = {digest(image) for image in others}
-    return np.array([digest(image) in digests for image in images])
+    digests = [digest(image) for image in images]
+    known = set(digests)
+    copied = {found for image in others if (found := digest(image)) in known}
+    return np.array([found in copied for found in digests])
 
 
 def main() -> None:
@@ -238,7 +323,7 @@ def main() -> None:
         "valid_labels": valid.labels,
         "valid_in_train": valid_in_train.astype(np.uint8),
         "classes": np.array(data.classes),
-        "decoding": artifacts.format_decoding(
+        "decoding": npz.format_decoding(
             Decoding(data.size, data.grayscale, data.background)
         ),
     }

@@ -1,8 +1,8 @@
 """Measure the linear model, compare it with the baseline, and show where both fail."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ from stages.model.linear import Linear
 from stages.page import pictures
 from stages.page.charts import Curves
 from stages.page.render import Predictions, Results, render
-from stages.plumbing import artifacts, parameters, runtime
+from stages.plumbing import artifacts, npz, parameters, runtime
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Split
 
 SECTIONS: list[type[parameters.Section]] = [
     parameters.Download,
@@ -32,15 +33,31 @@ INPUTS = [
     runtime.LOCK,
 ]
 """The files whose digests the page shows."""
+BLOCK = 4096
+"""Images whose logits and probabilities of all K classes are in memory at a time."""
+
+Floats = NDArray[np.float64]
+
+
+class Probabilities(NamedTuple):
+    """What is kept of the probabilities (N, K) of N images."""
+
+    first: Floats
+    """(N,), of the first class."""
+    predicted: Floats
+    """(N,), of the predicted class."""
+    actual: Floats
+    """(N,), of the actual class."""
 
 
 def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.float32]]:
     """Load the means, the distance, and the distances of `count` validation images.
 
-    Raises UserError if the file is damaged or from other images.
+    The distances are memory-mapped. Raises UserError if the file is damaged or from
+    other images.
     """
     dtypes = {"means": "float32", "distance": "str", "valid_distances": "float32"}
-    arrays = artifacts.load_arrays(artifacts.BASELINE, dtypes)
+    arrays = npz.load_arrays(artifacts.BASELINE, dtypes, ["valid_distances"])
     means, distance, to_means = arrays.values()
     if means.ndim != 3 or to_means.shape != (count, len(means)):
         raise artifacts.damaged(artifacts.BASELINE, "its arrays do not fit the images")
@@ -49,33 +66,46 @@ def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.floa
 
 def predict_baseline(to_means: NDArray[np.float32]) -> Predictions:
     """Predict the class with the least of the distances (N, K), as baseline.py does."""
-    return Predictions(to_means.argmin(1), to_means, to_means[:, 1] - to_means[:, 0])
+    # In blocks: NumPy copies an unaligned array, as one mapped from an npz file can be.
+    starts = range(0, len(to_means), BLOCK)
+    labels = np.concatenate([to_means[i : i + BLOCK].argmin(1) for i in starts])
+    return Predictions(labels, to_means[:, 1] - to_means[:, 0])
 
 
-def predict_linear(images: NDArray[np.uint8], model: Linear) -> Predictions:
-    """Predict the class, the probabilities and the logits of images (N, H, W)."""
-    logits = linear.logits(images, model.weights, model.bias)
-    return Predictions(
-        linear.predicted_labels(logits, model.outputs),
-        linear.probabilities(logits, model.outputs),
-        logits[:, 0],
-    )
+def predict_linear(valid: Split, model: Linear) -> tuple[Predictions, Probabilities]:
+    """Predict the classes of N images, ranked by logit, and three probabilities."""
+    count = len(valid.images)
+    labels, ranking = np.empty(count, np.int64), np.empty(count)
+    kept = Probabilities(*np.empty((len(Probabilities._fields), count)))
+    for start in range(0, count, BLOCK):
+        block = slice(start, start + BLOCK)
+        logits = linear.logits(valid.images[block], model.weights, model.bias)
+        probabilities = linear.probabilities(logits, model.outputs)
+        rows = np.arange(len(logits))
+        labels[block] = linear.predicted_labels(logits, model.outputs)
+        ranking[block] = logits[:, 0]
+        kept.first[block] = probabilities[:, 0]
+        kept.predicted[block] = probabilities[rows, labels[block]]
+        kept.actual[block] = probabilities[rows, valid.labels[block]]
+    return Predictions(labels, ranking), kept
 
 
 def prediction_rows(
-    actual: NDArray, predicted: NDArray, scores: NDArray, classes: list[str]
-) -> list[dict[str, Any]]:
-    """Return one row per validation image: index, both classes, probability (N,)."""
-    return [
-        {
+    indices: Iterable[int],
+    actual: NDArray,
+    predicted: NDArray,
+    scores: NDArray,
+    classes: list[str],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each index: both classes of the validation image, its score."""
+    for i in indices:
+        yield {
             "split": "valid",
             "index": i,
-            "actual": classes[a],
-            "predicted": classes[p],
-            "score": score,
+            "actual": classes[actual[i]],
+            "predicted": classes[predicted[i]],
+            "score": scores[i],
         }
-        for i, (a, p, score) in enumerate(zip(actual, predicted, scores, strict=True))
-    ]
 
 
 def most_confident_mistakes(
@@ -86,12 +116,15 @@ def most_confident_mistakes(
     return wrong[np.argsort(-scores[wrong], kind="stable")][:count]
 
 
-def pair_curves(actual: NDArray, predictions: Mapping[str, Predictions]) -> Curves:
-    """Compute the ROC curve of each model, and the calibration of the linear one."""
+def pair_curves(
+    actual: NDArray, predictions: Mapping[str, Predictions], first: Floats
+) -> Curves:
+    """Compute the ROC curve of each model, and the calibration of the linear one.
+
+    `first` (N,) are its probabilities of the first class.
+    """
     positive = actual == 0
-    probability, hits, totals = metrics.calibration(
-        predictions["linear"].scores[:, 0], positive
-    )
+    probability, hits, totals = metrics.calibration(first, positive)
     intervals = [
         metrics.wilson(int(hit), int(total))
         for hit, total in zip(hits, totals, strict=True)
@@ -139,7 +172,7 @@ def main() -> None:
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in SECTIONS
     }
-    _, valid, classes, valid_in_train, decoding = artifacts.load_tensors()
+    _, valid, classes, valid_in_train, decoding = npz.load_tensors()
     means, distance, to_means = load_baseline(len(valid.images))
     model = Linear.load(artifacts.LINEAR)
     expected = (classes, means.shape[1:], decoding)
@@ -150,19 +183,17 @@ def main() -> None:
 
     actual = valid.labels
     pair = len(classes) == 2  # of classes, which alone has ROC curves
-    predictions = {
-        "baseline": predict_baseline(to_means),
-        "linear": predict_linear(valid.images, model),
-    }
+    by_linear, probabilities = predict_linear(valid, model)
+    predictions = {"baseline": predict_baseline(to_means), "linear": by_linear}
     correct = {name: p.labels == actual for name, p in predictions.items()}
-    predicted, probabilities, ranking = predictions["linear"]
-    confidence = probabilities[np.arange(len(actual)), predicted]
-    rows = prediction_rows(actual, predicted, confidence, classes)
-    mistakes = most_confident_mistakes(
-        actual, predicted, confidence, params["report"].mistakes
-    )
+    columns = actual, by_linear.labels, probabilities.predicted
+    mistakes = most_confident_mistakes(*columns, params["report"].mistakes)
     measured = metrics.classification_metrics(
-        actual, predicted, classes, ranking if pair else None, probabilities
+        actual,
+        by_linear.labels,
+        classes,
+        by_linear.ranking if pair else None,
+        probabilities.actual,
     )
     results = Results(
         params=params,
@@ -176,6 +207,7 @@ def main() -> None:
         outputs=model.outputs,
         decoding=model.decoding,
         predictions=predictions,
+        distances=to_means[0],
         metrics={
             "baseline": artifacts.load_json(artifacts.BASELINE_METRICS),
             "linear": measured,
@@ -191,16 +223,18 @@ def main() -> None:
             for name, right in correct.items()
             if not valid_in_train.all()
         },
-        curves=pair_curves(actual, predictions) if pair else None,
+        curves=pair_curves(actual, predictions, probabilities.first) if pair else None,
         history=artifacts.load_csv(artifacts.HISTORY),
         sensitivity=artifacts.load_json(artifacts.SENSITIVITY),
-        mistakes=[rows[i] for i in mistakes],
+        mistakes=list(prediction_rows(mistakes.tolist(), *columns, classes)),
     )
 
     artifacts.publish(
         {
             artifacts.LINEAR_METRICS: measured,
-            artifacts.PREDICTIONS: rows,
+            artifacts.PREDICTIONS: prediction_rows(
+                range(len(actual)), *columns, classes
+            ),
             **galleries(results),
             artifacts.REPORT: render(results),
         }

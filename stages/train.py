@@ -9,12 +9,12 @@ import numpy as np
 import optax
 from jax import Array
 from numpy.typing import NDArray
-from tqdm import trange
 
 from stages.model import devices, linear
-from stages.plumbing import artifacts, parameters
-from stages.plumbing.artifacts import Split
+from stages.plumbing import artifacts, npz, parameters
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Split
+from stages.plumbing.progress import progress
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
 
@@ -38,9 +38,9 @@ State = tuple[Params, Any]  # the params, and the optimizer's opt_state
 
 
 @partial(jax.jit, static_argnames=("pixels", "outputs"))
-def init_params(key: Array, pixels: int, outputs: int, std: float) -> Params:
+def init_params(seed: int, pixels: int, outputs: int, std: float) -> Params:
     """Draw weights and bias from a normal distribution, as the notebook does."""
-    key, weights_key = jax.random.split(key)
+    key, weights_key = jax.random.split(jax.random.key(seed))
     key, bias_key = jax.random.split(key)
     weights = std * jax.random.normal(weights_key, (pixels, outputs))
     return Params(weights, std * jax.random.normal(bias_key, (outputs,)))
@@ -90,12 +90,12 @@ def sgd(hyperparams: Hyperparams, schedule: str, steps: int) -> Any:
 
 @partial(jax.jit, static_argnames=("config", "steps"))
 def train_steps(
-    state: State, images: Array, labels: Array, hyperparams: Hyperparams,
+    state: State, batches: devices.Batches, hyperparams: Hyperparams,
     *, config: parameters.Train, steps: int,
-) -> tuple[State, Array]:  # fmt: skip
-    """Run one SGD step per batch of images (S, B, H, W) and labels (S, B).
+) -> State:  # fmt: skip
+    """Run one SGD step per valid batch of images (S, B, H, W) and labels (S, B).
 
-    `steps` is the total, for the schedule. Also returns the loss of each batch, (S,).
+    `steps` is the total, for the schedule.
     """
     optimizer = sgd(hyperparams, config.schedule, steps)
 
@@ -103,13 +103,14 @@ def train_steps(
         targets = jax.nn.one_hot(labels, len(params.bias))
         return LOSSES[config.loss](predict(params, images), targets).mean()
 
-    def train_step(state: State, batch: tuple[Array, Array]) -> tuple[State, Array]:
-        params, opt_state = state
-        loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
+    def train_step(state: State, batch: devices.Batches) -> tuple[State, None]:
+        (params, opt_state), (images, labels, is_valid) = state, batch
+        grads = jax.grad(loss_fn)(params, images, labels)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        new_state = optax.apply_updates(params, updates), opt_state
+        return jax.tree.map(partial(jnp.where, is_valid), new_state, state), None
 
-    return devices.replicate(jax.lax.scan(train_step, state, (images, labels)))
+    return devices.replicate(jax.lax.scan(train_step, state, batches)[0])
 
 
 @partial(jax.jit, static_argnames="loss")
@@ -121,15 +122,15 @@ def eval_step(params: Params, images: Array, labels: Array, n: int, loss: str) -
     return devices.replicate(jnp.where(jnp.arange(len(images)) < n, rows, 0).sum(1))
 
 
-def evaluate(params: Params, split: Split, loss: str) -> NDArray[np.float64]:
+def evaluate(params: Params, blocks: devices.Blocks, loss: str) -> NDArray[np.float64]:
     """Return the mean loss and the accuracy on a split: (2,)."""
     params = devices.replicate(params)
-    sums = [eval_step(params, *block, loss=loss) for block in devices.blocks(split)]
-    return np.array(sums, np.float64).sum(0) / len(split.images)
+    sums = [eval_step(params, *block, loss=loss) for block in blocks]
+    return np.array(sums, np.float64).sum(0) / blocks.image_count
 
 
 def fit(
-    params: Params, train: Split, valid: Split, key: Array, config: parameters.Train
+    params: Params, train: Split, valid: Split, config: parameters.Train
 ) -> tuple[Params, NDArray[np.float64]]:
     """Train on shuffled minibatches, dropping an incomplete last one.
 
@@ -140,28 +141,27 @@ def fit(
     steps = count // size  # per epoch
     hyperparams = Hyperparams(config.learning_rate, config.momentum, config.l2)
     run_steps = partial(train_steps, config=config, steps=epochs * steps)
-    opt_state = sgd(hyperparams, config.schedule, epochs * steps).init(params)
-    state = devices.replicate((params, opt_state))
-    keys, history = jax.random.split(key, epochs), []
-    hide = jax.process_index() > 0 or None  # None: show on a terminal only
-    for epoch in trange(epochs + 1, desc="train", unit="epoch", delay=1, disable=hide):
+    optimizer = sgd(hyperparams, config.schedule, epochs * steps)
+    state = devices.replicate((params, jax.jit(optimizer.init)(params)))
+    splits, history = [devices.Blocks(split) for split in (train, valid)], []
+    for epoch in progress(range(epochs + 1), "train", "epochs"):
         if epoch:  # 0 is the untrained model
-            order = np.asarray(jax.random.permutation(keys[epoch - 1], count))
+            order = np.random.default_rng([config.seed, epoch]).permutation(count)
             order = order[: steps * size].reshape(steps, size)
-            for images, labels in devices.batches(train, order):
-                state, losses = run_steps(state, images, labels, hyperparams)
-                losses.block_until_ready()  # else the queued batches fill the memory
-        history.append([evaluate(state[0], s, config.loss) for s in (train, valid)])
+            for batches in devices.batches(train, order):
+                jax.block_until_ready(state)  # else the queued batches fill the memory
+                state = run_steps(state, batches, hyperparams)
+        history.append([evaluate(state[0], split, config.loss) for split in splits])
     return Params(*map(np.asarray, state[0])), np.reshape(history, (epochs + 1, 4))
 
 
 def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
-    """Compare loss and accuracy before and after a weight grows by 0.01 %."""
+    """Compare loss and accuracy before and after a weight, not 0, grows by 0.01 %."""
     pixel = train.images.sum(0, dtype=np.int64).argmax()
     nudged = np.array(params.weights)
     nudged[pixel] *= np.float32(1.0001)
-    before = evaluate(params, train, loss)
-    after = evaluate(params._replace(weights=nudged), train, loss)
+    blocks, nudged_params = devices.Blocks(train), params._replace(weights=nudged)
+    before, after = (evaluate(p, blocks, loss) for p in (params, nudged_params))
     return {
         "pixel": int(pixel),
         "loss_before": before[0],
@@ -175,14 +175,14 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 def main() -> None:
     """Write the model, its history and the sensitivity test from data/tensors.npz."""
     config = parameters.load(parameters.Train)
-    tensors = artifacts.load_tensors(verify=jax.process_count() == 1)
+    tensors = npz.load_tensors(verify=jax.process_count() == 1)
     train, valid, classes, _, decoding = tensors
     shape = train.images[0].size, 1 if len(classes) == 2 else len(classes)
     outputs = linear.outputs_of(config.loss, shape[1])
     devices.check_batch_size(config.batch_size, len(train.images))
-    key = jax.random.key(config.seed)
-    params = init_params(key, *shape, config.init_std)
-    params, history = fit(params, train, valid, jax.random.fold_in(key, 1), config)
+    untrained = init_params(np.uint32(config.seed), *shape, config.init_std or 1.0)
+    params = untrained if config.init_std else jax.tree.map(np.zeros_like, untrained)
+    params, history = fit(params, train, valid, config)
     if not all(np.isfinite(array).all() for array in (*params, history)):
         raise UserError(
             f"train.learning_rate: {config.learning_rate} and train.l2: {config.l2} "
@@ -190,7 +190,6 @@ def main() -> None:
         )
     model = linear.Linear(*params, classes, outputs, train.images.shape[1:], decoding)
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
-    untrained = init_params(key, *shape, config.init_std or 1.0)  # 0 cannot be nudged
     files = {
         artifacts.LINEAR: model.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],

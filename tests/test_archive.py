@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import random
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -14,8 +15,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,10 +30,9 @@ from PIL import Image
 from stages import preprocess
 from stages.images import archive
 from stages.images.tar import FILE, DamagedTar, TarReader
-from stages.plumbing.artifacts import Decoding, Split
 from stages.plumbing.errors import UserError, one_line
+from stages.plumbing.npz import Decoding, Split
 from stages.plumbing.parameters import Data, Splits
-from stages.preprocess import Example
 
 TARS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes,
@@ -90,14 +93,41 @@ def pack(
     return file.getvalue()
 
 
+class Example(NamedTuple):
+    split: int
+    label: int
+    name: str
+    """The path below the folder of the class."""
+
+
 def read(content: bytes, data: Data = DATA) -> tuple[list[Example], np.ndarray]:
     """Read the examples and their pixels, in the order of the tensors."""
     Path("archive").write_bytes(content)
-    examples, _ = preprocess.find_examples("archive", data)
-    rows = {member: row for row, member in enumerate(examples)}
+    labels = {preprocess.normalize(name): i for i, name in enumerate(data.classes)}
+    what_is = partial(
+        preprocess.find_folder, splits={"train": 0, "valid": 1}, labels=labels
+    )
     decoding = Decoding(data.size, data.grayscale, data.background)
-    images = preprocess.read_images("archive", rows, decoding)
-    return list(examples.values()), images
+    with (
+        TemporaryFile() as spool,
+        TemporaryFile() as records,
+        TemporaryFile() as pixels,
+        archive.Archive("archive", spool) as source,
+    ):
+        keys, *_ = preprocess.find_images(source, data, records)
+        if not keys:
+            return [], np.zeros((0, 2, 3), np.uint8)
+        entries = np.memmap(records, np.int64, "r").reshape(len(keys), -1)
+        rows = preprocess.sort_images(source, keys, entries)
+        examples = []
+        for i in rows.argsort().tolist():
+            name = source.name(archive.Entry(*entries[i].tolist()))
+            image = preprocess.find_image(name, what_is)
+            assert isinstance(image, tuple)
+            (split, label, inner), file = image
+            examples.append(Example(split, label, inner + file))
+        Path("data").mkdir(exist_ok=True)
+        return examples, preprocess.read_images(source, entries, rows, decoding, pixels)
 
 
 def read_train(content: bytes, data: Data) -> Split:
@@ -116,7 +146,8 @@ def error(content: bytes, data: Data = DATA) -> str:
 
 
 def paths(examples: list[Example]) -> list[str]:
-    return [f"{split}/{DATA.classes[label]}/{name}" for split, label, name in examples]
+    splits = ("train", "valid")
+    return [f"{splits[s]}/{DATA.classes[label]}/{name}" for s, label, name in examples]
 
 
 def paths_in(content: bytes) -> set[str]:
@@ -151,7 +182,7 @@ def test_hidden_and_other_members_are_ignored_and_nothing_is_unpacked(
     kind, name, tmp_path
 ):
     assert paths_in(pack({name: b"no image", **SMALL}, kind)) == set(SMALL)
-    assert [path.name for path in tmp_path.rglob("*")] == ["archive"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"archive", "data"}
     assert not (tmp_path.parent / "train").exists()
 
 
@@ -260,12 +291,19 @@ def test_images_of_mixed_sizes_are_resized_to_data_size():
     assert images.shape == (len(SMALL) + 1, 5, 4)
 
 
-def test_more_images_than_fit_into_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 6 * len(SMALL))
+def test_more_images_than_fit_on_the_disk_are_refused_before_they_are_decoded(
+    monkeypatch,
+):
+    """The tensors are written twice: each image to its row, then into the npz file."""
+    needed = 2 * 6 * len(SMALL)
+    usage = SimpleNamespace(free=needed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    files = {**SMALL, "valid/7/9.png": b"damaged"}
     assert len(read(pack(SMALL))[0]) == len(SMALL)
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 6 * len(SMALL) - 1)
+    usage.free -= 1
     line = error(pack(SMALL))
-    assert "more than a third of the memory: take fewer classes (data.classes)" in line
+    assert line == error(pack(files))
+    assert "data: the images need 1 MiB of disk, and 0 MiB are free: make room" in line
 
 
 @pytest.mark.parametrize(
@@ -290,7 +328,7 @@ def test_an_empty_zip_is_no_archive(kind):
 
 def test_a_missing_archive_is_named():
     with pytest.raises(UserError, match="nothing/archive is missing: run dvc repro"):
-        list(archive.read("nothing/archive", lambda member: member))
+        archive.Archive("nothing/archive", io.BytesIO())
 
 
 def survives(content: bytes) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.plumbing import artifacts
-from stages.plumbing.artifacts import Decoding
+from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError, one_line
+from stages.plumbing.npz import Decoding
 
 ROOT = Path(__file__).parents[1]
 DECODING = Decoding(size=(2, 3), grayscale=True, background=255)
@@ -28,7 +28,7 @@ TENSORS: dict[str, Any] = {
     "valid_labels": np.array([0, 1], np.uint8),
     "classes": np.array(["drei ③", "семь"]),
     "valid_in_train": np.array([1, 0], np.uint8),
-    "decoding": artifacts.format_decoding(DECODING),
+    "decoding": npz.format_decoding(DECODING),
 }
 RECALL = {"recall": dict.fromkeys(TENSORS["classes"].tolist(), 0.5)}
 OUTPUTS: dict[str, Any] = {
@@ -201,9 +201,9 @@ def test_floats_and_only_floats_are_rounded_to_six_decimals(value, text):
 
 def test_tensors_are_read_as_they_were_written_with_any_class_names():
     publish_tensors()
-    loaded = artifacts.load_tensors()
+    loaded = npz.load_tensors()
     for split in ("train", "valid"):
-        for field in artifacts.Split._fields:
+        for field in npz.Split._fields:
             array = getattr(getattr(loaded, split), field)
             np.testing.assert_array_equal(array, TENSORS[f"{split}_{field}"])
             assert array.dtype == TENSORS[f"{split}_{field}"].dtype
@@ -226,7 +226,7 @@ def test_objects_are_neither_written_nor_read():
     assert contents() == {}
     np.savez(artifacts.TENSORS, allow_pickle=True, **TENSORS | {"classes": classes})
     damaged = "data/tensors.npz is damaged (Object arrays cannot be loaded"
-    assert damaged in error_line(artifacts.load_tensors)
+    assert damaged in error_line(npz.load_tensors)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_objects_are_neither_written_nor_read():
 )
 def test_tensors_of_other_types_or_shapes_are_refused(name, array, reason):
     publish_tensors(**{name: array})
-    line = error_line(artifacts.load_tensors)
+    line = error_line(npz.load_tensors)
     assert line.startswith("data/tensors.npz is damaged")
     assert reason in line
     assert line.endswith("delete it and run dvc repro")
@@ -264,10 +264,10 @@ def test_tensors_of_other_types_or_shapes_are_refused(name, array, reason):
 
 def test_a_missing_array_and_a_missing_file_are_named():
     missing = "data/tensors.npz is missing: run dvc repro"
-    assert error_line(artifacts.load_tensors) == missing
+    assert error_line(npz.load_tensors) == missing
     artifacts.publish({artifacts.LINEAR: {"weights": np.zeros(1, np.float32)}})
     dtypes = {"weights": "float32", "bias": "float32"}
-    line = error_line(artifacts.load_arrays, artifacts.LINEAR, dtypes)
+    line = error_line(npz.load_arrays, artifacts.LINEAR, dtypes)
     assert "models/linear.npz is damaged" in line
     assert "bias" in line
 
@@ -278,14 +278,14 @@ def test_a_missing_array_and_a_missing_file_are_named():
 def test_a_file_that_is_no_npz_is_refused(content):
     os.makedirs("data")
     Path(artifacts.TENSORS).write_bytes(content)
-    assert "data/tensors.npz is damaged" in error_line(artifacts.load_tensors)
+    assert "data/tensors.npz is damaged" in error_line(npz.load_tensors)
 
 
 def test_an_npy_file_is_refused():
     os.makedirs("data")
     with open(artifacts.TENSORS, "wb") as file:
         np.save(file, np.zeros(3, np.uint8))
-    assert "data/tensors.npz is damaged" in error_line(artifacts.load_tensors)
+    assert "data/tensors.npz is damaged" in error_line(npz.load_tensors)
 
 
 def test_every_truncation_is_refused():
@@ -294,7 +294,7 @@ def test_every_truncation_is_refused():
     whole = path.read_bytes()
     for percent in range(0, 100, 5):
         path.write_bytes(whole[: len(whole) * percent // 100])
-        assert "data/tensors.npz is damaged" in error_line(artifacts.load_tensors)
+        assert "data/tensors.npz is damaged" in error_line(npz.load_tensors)
 
 
 def test_flipped_bits_never_change_a_pixel_or_end_in_another_error():
@@ -306,7 +306,7 @@ def test_flipped_bits_never_change_a_pixel_or_end_in_another_error():
         damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
         with suppress(UserError):
-            images = artifacts.load_tensors().train.images
+            images = npz.load_tensors().train.images
             np.testing.assert_array_equal(images, TENSORS["train_images"])
 
 

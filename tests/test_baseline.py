@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
 from stages import baseline, preprocess
 from stages.model import metrics
-from stages.plumbing import parameters
-from stages.plumbing.artifacts import Split
+from stages.plumbing import parameters, workers
+from stages.plumbing.npz import Split
 
 ARCHIVE = Path(__file__).parents[1] / "data/mnist_sample.tgz"
 RANDOM = np.random.default_rng(2)
@@ -28,7 +28,9 @@ def mnist() -> Mnist:
         grayscale=False,
         background=None,
     )
-    return preprocess.read_splits(str(ARCHIVE), data)
+    with pytest.MonkeyPatch.context() as patch:  # JAX has threads, so do not fork
+        patch.setattr(workers, "available_processors", lambda: 1)
+        return preprocess.read_splits(str(ARCHIVE), data)
 
 
 def measure(mnist: Mnist, distance: Literal["l1", "l2"]) -> dict[str, Any]:

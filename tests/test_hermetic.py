@@ -326,6 +326,14 @@ with open("out/result", "w") as file:
         pass
 sys.exit(0)
 """,
+    "in a process that it forks": """
+if not (child := os.fork()):
+    try:
+        open("data/other")
+    except OSError:
+        os._exit(0)
+os.waitpid(child, 0)
+""",
 }
 
 

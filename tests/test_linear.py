@@ -11,9 +11,9 @@ from sklearn import metrics as sk
 
 from stages.model import linear
 from stages.model.linear import Linear
-from stages.plumbing import artifacts
-from stages.plumbing.artifacts import Decoding
+from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Decoding
 from stages.train import LOSSES
 
 EXTREME = [-1e300, -1e4, -746.0, -1.0, -1e-300, 0.0, 1e-300, 1.0, 746.0, 1e4, 1e300]
@@ -196,7 +196,7 @@ def test_a_model_is_read_as_it_was_written(path, outputs, count):
         {"image_size": np.array([4, 5])},
         {"image_size": np.array([24])},
         {"bias": np.zeros(2, np.float32)},
-        {"decoding": artifacts.format_decoding(Decoding((6, 4), False, None))},
+        {"decoding": npz.format_decoding(Decoding((6, 4), False, None))},
         {"decoding": np.array("{}")},
         {"decoding": np.array("resized")},
     ],

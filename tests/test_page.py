@@ -31,9 +31,9 @@ from stages.images.decode import decode
 from stages.model import linear, metrics
 from stages.model.linear import Linear
 from stages.page import charts, pictures
-from stages.plumbing import artifacts
-from stages.plumbing.artifacts import Decoding
+from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Decoding
 from tests.conftest import copy, succeed
 
 PLAIN = Decoding(size=None, grayscale=False, background=None)
@@ -210,7 +210,7 @@ def invent(
         "valid_labels": actual,
         "valid_in_train": np.ones(60, np.uint8),
         "classes": np.array(classes),
-        "decoding": artifacts.format_decoding(decoding),
+        "decoding": npz.format_decoding(decoding),
     }
     baseline = {
         "means": means,

@@ -1,10 +1,12 @@
 """What the report shows agrees with what the models' own stages computed."""
 
 import csv
+import itertools
 import re
 import shutil
+import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import baseline, preprocess, report, train
-from stages.model import metrics
+from stages.model import linear, metrics
 from stages.model.linear import Linear
-from stages.page import pictures
+from stages.page import charts, pictures
 from stages.page.render import Results, format_share, render
-from stages.plumbing import artifacts, parameters
-from stages.plumbing.artifacts import Decoding, Split
+from stages.plumbing import artifacts, npz, parameters
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Decoding, Split
 from tests.conftest import ROOT
 
 ACTUAL, PREDICTED = np.array([0, 1, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 0, 1])
@@ -58,9 +60,9 @@ def test_no_mistake_left_out_is_more_confident_than_one_shown(rows, count):
 
 
 def test_a_row_for_each_validation_image_names_its_classes():
-    rows = report.prediction_rows(
-        np.array([0, 1]), np.array([1, 1]), np.array([0.75, 0.5]), ["drei", "sieben"]
-    )
+    columns = np.array([0, 1]), np.array([1, 1]), np.array([0.75, 0.5])
+    rows = list(report.prediction_rows(range(2), *columns, ["drei", "sieben"]))
+    assert rows[1:] == list(report.prediction_rows([1], *columns, ["drei", "sieben"]))
     assert rows == [
         {
             "split": "valid",
@@ -79,17 +81,82 @@ def test_a_row_for_each_validation_image_names_its_classes():
     ]
 
 
+LINEAR_OUTPUTS = [("sigmoid", 1), ("target", 1), ("softmax", 3)]
+LINEAR_OUTPUTS += [("one_versus_rest", 3), ("target", 3)]
+
+
+def linear_model(outputs: str, count: int, side: int, classes: list[str]) -> Linear:
+    """Draw the weights of a model with `count` outputs."""
+    random = np.random.default_rng(count)
+    weights = random.normal(0, 1, (side**2, count)).astype(np.float32)
+    return Linear(weights, weights[0], classes, outputs, (side, side), DECODING)
+
+
+@pytest.mark.parametrize(("outputs", "count"), LINEAR_OUTPUTS)
+@pytest.mark.parametrize("block", [1, 7, 50, 4096])
+def test_predictions_in_blocks_are_those_of_all_images(
+    monkeypatch, outputs, count, block
+):
+    """Of the probabilities, those of the first, predicted and actual class are kept."""
+    monkeypatch.setattr(report, "BLOCK", block)
+    valid = noise(2, 50, 3 if count > 1 else 2, 4)
+    model = linear_model(outputs, count, 4, ["a", "b", "c"][: max(count, 2)])
+    predictions, kept = report.predict_linear(valid, model)
+    logits = linear.logits(valid.images, model.weights, model.bias)
+    labels = linear.predicted_labels(logits, outputs)
+    probabilities = linear.probabilities(logits, outputs)
+    np.testing.assert_array_equal(predictions.labels, labels)
+    np.testing.assert_allclose(predictions.ranking, logits[:, 0])
+    images = np.arange(50)
+    np.testing.assert_allclose(kept.first, probabilities[:, 0])
+    np.testing.assert_allclose(kept.predicted, probabilities[images, labels])
+    np.testing.assert_allclose(kept.actual, probabilities[images, valid.labels])
+    baseline = report.predict_baseline(probabilities.astype(np.float32))
+    expected = probabilities.astype(np.float32).argmin(1)
+    np.testing.assert_array_equal(baseline.labels, expected)
+
+
+def peak(function: Callable[..., Any], *arguments: Any) -> int:
+    """Return the bytes that Python and NumPy hold at most while a function runs."""
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_neither_model_holds_a_number_for_each_image_and_class(tmp_path, monkeypatch):
+    """Of 40,000 images and 256 classes, float32 distances would take 41 MB."""
+    monkeypatch.chdir(tmp_path)
+    count, classes = 40_000, [f"c{k:03}" for k in range(256)]
+    valid = noise(0, count, 256, 2)
+    model = linear_model("softmax", 256, 2, classes)
+    assert peak(report.predict_linear, valid, model) < 0.5 * 8 * count * 256
+    means, distances = np.zeros((256, 2, 2)), np.zeros((count, 256))
+    arrays = {"means": means.astype("f4"), "distance": np.array("l1")}
+    arrays["valid_distances"] = distances.astype("f4")
+    artifacts.publish({artifacts.BASELINE: arrays})
+    del arrays, distances
+
+    def predict() -> None:
+        _, _, to_means = report.load_baseline(count)
+        report.predict_baseline(to_means)
+
+    assert peak(predict) < 0.5 * 4 * count * 256
+
+
 def test_render_reads_no_data_file_and_escapes_class_names(tmp_path, monkeypatch):
     classes, actual = ["<b>", "&amp;"], np.array([0, 0, 1], np.uint8)
     images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2) * 20
     means = np.divide(images[1:], 255, dtype=np.float32)
     weights = np.array([[-1], [0], [0.5], [1]], np.float32)
     model = Linear(weights, weights[0], classes, "sigmoid", (2, 2), DECODING)
+    distances = means.reshape(2, 4)[:, :2].repeat(2, 0)[:3]
+    by_linear, probabilities = report.predict_linear(Split(images, actual), model)
     predictions = {
-        "baseline": report.predict_baseline(
-            means.reshape(2, 4)[:, :2].repeat(2, 0)[:3]
-        ),
-        "linear": report.predict_linear(images, model),
+        "baseline": report.predict_baseline(distances),
+        "linear": by_linear,
     }
     measured = report.metrics.classification_metrics(
         actual, actual, classes, 1.0 - actual
@@ -111,12 +178,13 @@ def test_render_reads_no_data_file_and_escapes_class_names(tmp_path, monkeypatch
         outputs="sigmoid",
         decoding=DECODING,
         predictions=predictions,
+        distances=distances[0],
         metrics={"baseline": measured, "linear": measured},
         confusion={name: np.diag([2, 1]) for name in predictions},
         mcnemar=(0, 0, 1.0),
         copies=0,
         accuracy_without_copies={"baseline": 1.0, "linear": 1.0},
-        curves=report.pair_curves(actual, predictions),
+        curves=report.pair_curves(actual, predictions, probabilities.first),
         history=[{"epoch": 0, **epoch}, {"epoch": 1, **epoch}],
         sensitivity={"pixel": 3, **dict.fromkeys(moments, 0.5)},
         mistakes=[],
@@ -176,7 +244,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
             "valid_labels": valid.labels,
             "valid_in_train": copies.astype(np.uint8),
             "classes": np.array(classes),
-            "decoding": artifacts.format_decoding(DECODING),
+            "decoding": npz.format_decoding(DECODING),
         }
         artifacts.publish({artifacts.TENSORS: tensors})
         shutil.copy(ROOT / "requirements.txt", tmp_path)
@@ -246,6 +314,113 @@ def test_distances_of_a_pair_that_tie_rank_as_the_baselines_own_do(build):
     area = ((false[1:] - false[:-1]) * (true[1:] + true[:-1]) / 2).sum()
     auc = artifacts.load_json(artifacts.BASELINE_METRICS)["auc"]
     assert area == pytest.approx(auc, abs=1e-6)
+
+
+class Row(dict):
+    """A row of predictions.csv; the class counts how many there are at a time."""
+
+    alive = most = made = 0
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        super().__init__(row)
+        Row.made += 1
+        Row.alive += 1
+        Row.most = max(Row.most, Row.alive)
+
+    def __del__(self) -> None:
+        Row.alive -= 1
+
+
+@pytest.fixture
+def rows_alive() -> Iterator[type[Row]]:
+    Row.alive = Row.most = Row.made = 0
+    yield Row
+    assert Row.alive == 0
+
+
+def test_rows_are_written_one_by_one_with_the_bytes_of_a_list(
+    tmp_path, monkeypatch, rows_alive
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"name": f"n, {i}", "score": np.float64(i / 7)} for i in range(5000)]
+    artifacts.publish({"metrics/list.csv": rows})
+    artifacts.publish({"metrics/iterator.csv": (rows_alive(row) for row in rows)})
+    written = Path("metrics/iterator.csv").read_bytes()
+    assert written == Path("metrics/list.csv").read_bytes()
+    assert written.splitlines()[:3] == [
+        b"name,score",
+        b'"n, 0",0.0',
+        b'"n, 1",0.142857',
+    ]
+    assert len(written.splitlines()) == 5001
+    assert rows_alive.made == 5000
+    assert rows_alive.most < 5
+
+
+def test_an_iterator_of_rows_that_fails_midway_leaves_the_file_as_it_was(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    artifacts.publish({"metrics/a.csv": [{"x": 1}]})
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from [{"x": 2}] * 100_000
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        artifacts.publish({"metrics/a.csv": rows()})
+    assert Path("metrics/a.csv").read_text() == "x\n1\n"
+    assert [path.name for path in Path("metrics").iterdir()] == ["a.csv"]
+
+
+def test_only_the_rows_of_the_shown_mistakes_are_kept(build, monkeypatch, rows_alive):
+    made = report.prediction_rows
+    monkeypatch.setattr(
+        report, "prediction_rows", lambda *columns: map(rows_alive, made(*columns))
+    )
+    page = build(noise(0, 12, 2, 4), noise(1, 3000, 2, 4), ["a", "b"])
+    assert len(re.findall('<tr id="row-', page)) == 24
+    assert rows_alive.made == 3000 + 24
+    assert rows_alive.most < 24 + 5
+    with open(artifacts.PREDICTIONS, encoding="utf-8") as rows:
+        assert [int(r["index"]) for r in csv.DictReader(rows)] == list(range(3000))
+
+
+def test_a_validation_image_more_takes_few_bytes_of_memory(build):
+    """A row as a Python object alone would take over 300."""
+    peaks = []
+    for count in (6000, 26_000):  # from 4096 images on, blocks are whole
+        build(noise(0, 12, 2, 5), noise(1, count, 2, 5), ["a", "b"], epochs=1)
+        peaks.append(peak(report.main))
+    assert (peaks[1] - peaks[0]) / 20_000 < 250
+
+
+@st.composite
+def curves(draw):
+    """Draw a line from (0, 0) to (1, 1) that never falls, as a ROC curve."""
+    steps = st.lists(st.sampled_from([0, 0, 1, 2, 900]), min_size=31, max_size=80)
+    x = np.cumsum([0, *draw(steps)])
+    y = np.cumsum([0, *(draw(st.sampled_from([0, 0, 1, 2, 900])) for _ in x[1:])])
+    return x / max(x[-1], 1), y / max(y[-1], 1)
+
+
+@given(curves())
+def test_a_curve_drawn_by_its_corners_passes_through_every_point(curve):
+    """And has no corner within a straight run."""
+    [line] = charts.chart("", ("", ""), {"a": curve}, charts.DIAGONAL).lines.values()
+    corners = [(float(x), float(y)) for x, y in line]
+    pieces = list(itertools.pairwise(corners))
+    for x, y in zip(*curve, strict=True):
+        point = float(f"{300 * x:.1f}"), float(f"{200 * (1 - y):.1f}")
+        assert any(
+            point in (a, b)
+            or (a[0] == point[0] == b[0] and b[1] <= point[1] <= a[1])
+            or (a[1] == point[1] == b[1] and a[0] <= point[0] <= b[0])
+            for a, b in pieces
+        )
+    for a, b, c in zip(corners, corners[1:], corners[2:], strict=False):
+        assert not a[0] == b[0] == c[0]
+        assert not a[1] == b[1] == c[1]
 
 
 def separable(count: int) -> Split:

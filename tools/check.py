@@ -13,7 +13,7 @@ from typing import Any
 
 from stages import download
 from stages.model import linear
-from stages.plumbing import artifacts, hermetic, parameters, runtime
+from stages.plumbing import artifacts, hermetic, npz, parameters, runtime
 from stages.plumbing.errors import UserError
 
 SECTIONS = parameters.Section.__subclasses__()
@@ -62,7 +62,7 @@ def check_batch_size() -> None:
     if sizes.get(artifacts.TENSORS) != os.path.getsize(artifacts.TENSORS):
         return
     dtypes = {"train_labels": "uint8"}
-    arrays = artifacts.load_arrays(artifacts.TENSORS, dtypes, verify=False)
+    arrays = npz.load_arrays(artifacts.TENSORS, dtypes, verify=False)
     if batch_size > (count := len(arrays["train_labels"])):
         raise UserError(
             f"train.batch_size: {batch_size} is more than the training images: "

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stages.model import linear
-from stages.plumbing import artifacts, parameters, runtime
-from stages.plumbing.artifacts import Split
+from stages.plumbing import artifacts, npz, parameters, runtime
+from stages.plumbing.npz import Split
 from stages.train import Hyperparams, Params, init_params, sgd, train_steps
 
 LOSSES = ["log_loss", "brier", "absolute", "squared_error"]
@@ -78,8 +78,7 @@ def train_all(
     steps = images // size  # in an epoch
     classes = int(folds.train.labels.max()) + 1
     pixels, outputs = folds.train.images[0, 0].size, 1 if classes == 2 else classes
-    key = jax.random.key(config.seed)
-    params = init_params(key, pixels, outputs, config.init_std)
+    params = init_params(np.uint32(config.seed), pixels, outputs, config.init_std)
     opt_state = sgd(candidates[0], config.schedule, epochs * steps).init(params)
     state = jax.tree.map(
         lambda leaf: np.broadcast_to(leaf, (fold_count, len(candidates), *leaf.shape)),
@@ -87,15 +86,16 @@ def train_all(
     )
     hyperparams = Hyperparams(*np.array(candidates).T)
     run_steps = partial(train_steps, config=config, steps=epochs * steps)
-    over_candidates = jax.vmap(run_steps, in_axes=(0, None, None, 0))
-    over_folds = jax.jit(jax.vmap(over_candidates, in_axes=(0, 0, 0, None)))
+    over_candidates = jax.vmap(run_steps, in_axes=(0, None, 0))
+    over_folds = jax.jit(jax.vmap(over_candidates, in_axes=(0, 0, None)))
     fold = np.arange(fold_count)[:, None, None]
-    keys = [jax.random.split(k, epochs) for k in jax.random.split(key, fold_count)]
-    for epoch in range(epochs):
-        orders = [jax.random.permutation(k[epoch], images) for k in keys]
-        batches = np.stack(orders)[:, : steps * size].reshape(fold_count, steps, size)
-        rows = folds.train.images[fold, batches], folds.train.labels[fold, batches]
-        state, _ = over_folds(state, *rows, hyperparams)
+    is_valid = np.ones((fold_count, steps), bool)
+    generator = np.random.default_rng(config.seed)
+    for _ in range(epochs):
+        orders = [generator.permutation(images) for _ in range(fold_count)]
+        rows = np.stack(orders)[:, : steps * size].reshape(fold_count, steps, size)
+        batches = folds.train.images[fold, rows], folds.train.labels[fold, rows]
+        state = over_folds(state, (*batches, is_valid), hyperparams)
     return Params(*map(np.asarray, state[0]))
 
 
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=12, help="how many settings to show")
     arguments = parser.parse_args()
     dtypes = {"train_images": "uint8", "train_labels": "uint8"}
-    tensors = artifacts.load_arrays(str(arguments.tensors), dtypes)
+    tensors = npz.load_arrays(str(arguments.tensors), dtypes)
     classes = int(tensors["train_labels"].max()) + 1
     outputs = 1 if classes == 2 else classes
     able = [loss for loss in LOSSES if outputs == 1 or loss != "absolute"]

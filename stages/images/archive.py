@@ -1,6 +1,6 @@
-"""Stream the files of an archive, tar (plain or compressed) or zip.
+"""Find the files of an archive, tar (plain or compressed) or zip, and load any of them.
 
-Nothing is unpacked to disk, and nothing is decompressed without a bound.
+Nothing is unpacked under its own name, and nothing is decompressed without a bound.
 """
 
 import bz2
@@ -8,13 +8,14 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from stages.images import tar
 from stages.plumbing.errors import UserError
@@ -30,128 +31,196 @@ OPENERS: dict[bytes, Callable[[str], Any]] = {
 BUFFER = 2**20
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip's member (APPNOTE 4.4.4)
+ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member (APPNOTE 4.3.7)
 MAX_MEMBER = 64 * 2**20
 MAX_TOTAL = 16 * 2**30
 DAMAGE = (
     *(tar.DamagedTar, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
-    *(EOFError, ValueError, TypeError, RuntimeError),
+    *(struct.error, EOFError, ValueError, TypeError, RuntimeError),
 )
 
 
-def read(
-    path: str, select: Callable[[str], T | None]
-) -> Iterator[tuple[str, T, Callable[[], bytes]]]:
-    """Yield name, selection and content of the members that `select` does not drop.
+class Entry(NamedTuple):
+    """Where a file of an archive lies: all that is needed to load it."""
 
-    `select` gets the name of each member that is no directory. The content is loaded
-    when it is called, before the next member; what nobody calls for is skipped. Raises
-    UserError if the file is no archive, is damaged or was cut off, and if a selected
-    member is no plain file or has more than 64 MiB, or all of them more than 16 GiB.
+    name_start: int
+    """In the spool."""
+    name_size: int
+    start: int
+    """Of the content: in the spool for a compressed tar, else in the archive."""
+    stored_size: int
+    size: int
+    """Of the content once it is inflated."""
+    is_deflated: int
+    crc: int
+    """CRC-32 of a zip's member; -1 in a tar, which has none."""
+
+
+class Archive:
+    """An archive whose files are found once, in its order, then loaded in any order.
+
+    `spool` is a file for their names, and for the content of a compressed tar, which
+    can only be decompressed from its beginning. Forked processes may load, too.
     """
-    total = 0
 
-    def check_size(name: str, size: int) -> None:
-        nonlocal total
-        total += size
-        if size > MAX_MEMBER or total > MAX_TOTAL:
-            raise UserError(
-                f"{path}: {name} claims {size} bytes and makes it too large: at most "
-                f"{MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
-            )
-
-    with _explain_damage(path):
-        with open(path, "rb") as file:
-            magic = file.read(6)
-        if magic.startswith(b"PK\3\4"):
-            yield from _read_zip(path, select, check_size)
-            return
+    def __init__(self, path: str, spool: IO[bytes]) -> None:
+        self._path, self._spool = path, spool
+        self._total = self._spooled = 0
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: run dvc repro") from None
+        magic = os.pread(self._file, 6, 0)
         openers = [opener for mark, opener in OPENERS.items() if magic.startswith(mark)]
-        with openers[0](path) if openers else open(path, "rb") as stream:
-            buffered = io.BufferedReader(stream, BUFFER)
-            yield from _read_tar(path, buffered, select, check_size)
+        self._decompress = openers[0] if openers else None
+        self._is_zip = magic.startswith(b"PK\3\4")
+        self._contents = spool.fileno() if openers else self._file
 
+    def __enter__(self) -> Self:
+        """Return the archive, closed at the end of the block."""
+        return self
 
-@contextmanager
-def _explain_damage(path: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run dvc repro") from None
-    except DAMAGE as error:
-        reason = re.sub(r" ?<[^>]*>", "", str(error))
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # the disk's fault, not the file's
-            raise
-        reason = str(error)
-    else:
-        return
-    raise UserError(
-        f"{path} is damaged or no tar or zip archive ({reason}): "
-        "pack it again and update download.sha256"
-    )
+    def __exit__(self, *_: object) -> None:
+        """Close the archive."""
+        os.close(self._file)
 
+    def find(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
+        """Yield selection and entry of the members that `select` does not drop.
 
-def _read_tar(
-    path: str,
-    stream: IO[bytes],
-    select: Callable[[str], T | None],
-    check_size: Callable[[str, int], None],
-) -> Iterator[tuple[str, T, Callable[[], bytes]]]:
-    reader = tar.TarReader(stream)
+        `select` gets the name of each member that is no directory. Raises UserError if
+        the file is no archive, is damaged or was cut off, and if a selected member is
+        no plain file or has more than 64 MiB, or all of them more than 16 GiB.
+        """
+        with self._explain_damage():
+            yield from (self._find_zip if self._is_zip else self._find_tar)(select)
+            self._spool.flush()
 
-    def load() -> bytes:
-        with _explain_damage(path):
-            return reader.read()
+    def name(self, entry: Entry) -> str:
+        """Return the name of a file, as the archive has it."""
+        name = os.pread(self._spool.fileno(), entry.name_size, entry.name_start)
+        return name.decode("utf-8", "surrogateescape")
 
-    for name, size, kind in reader:
-        if kind == tar.DIRECTORY or (selected := select(name)) is None:
-            continue
-        if kind == tar.HARD_LINK:
-            raise UserError(
-                f"{path}: {name} is a link to another member: "
-                "pack copies (tar --hard-dereference)"
-            )
-        if kind != tar.FILE:
-            raise UserError(
-                f"{path}: {name} is a link or a device: "
-                "pack plain files (tar --dereference)"
-            )
-        check_size(name, size)
-        yield name, selected, load
+    def load(self, entry: Entry) -> bytes:
+        """Return the content of a file; raise UserError if it is damaged."""
+        content = os.pread(self._contents, entry.stored_size, entry.start)
+        if entry.crc < 0:
+            return content
+        with self._explain_damage():
+            if entry.is_deflated:
+                # The size may be a lie: never inflate more than it says.
+                inflate = zlib.decompressobj(-zlib.MAX_WBITS).decompress
+                content = inflate(content, max(entry.size, 1))
+            if len(content) != entry.size:
+                raise EOFError(f"{self.name(entry)} is cut off")
+            if zlib.crc32(content) != entry.crc:
+                raise zipfile.BadZipFile(f"Bad CRC-32 for file {self.name(entry)!r}")
+            return content
 
+    def _find_tar(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
+        opened = (self._decompress or _open_plain)(self._path)
+        with opened, io.BufferedReader(opened, BUFFER) as stream:
+            reader = tar.TarReader(stream)
+            for name, size, kind in reader:
+                if kind == tar.DIRECTORY or (selected := select(name)) is None:
+                    continue
+                if kind == tar.HARD_LINK:
+                    raise UserError(
+                        f"{self._path}: {name} is a link to another member: "
+                        "pack copies (tar --hard-dereference)"
+                    )
+                if kind != tar.FILE:
+                    raise UserError(
+                        f"{self._path}: {name} is a link or a device: "
+                        "pack plain files (tar --dereference)"
+                    )
+                self._check_size(name, size)
+                named = self._append(_encode(name))
+                start = stream.tell()
+                if self._decompress:
+                    start, _ = self._append(reader.read())
+                yield selected, Entry(*named, start, size, size, False, -1)
 
-def _read_zip(
-    path: str,
-    select: Callable[[str], T | None],
-    check_size: Callable[[str, int], None],
-) -> Iterator[tuple[str, T, Callable[[], bytes]]]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if members and min(info.header_offset for info in members) > 0:
+    def _find_zip(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
+        with zipfile.ZipFile(self._path) as file:
+            members = file.infolist()
+        if members and min(member.header_offset for member in members) > 0:
             raise zipfile.BadZipFile(
                 "something precedes its first member: if two archives were joined, "
                 "pack their files into one"
             )
-
-        def load(member: zipfile.ZipInfo) -> bytes:
-            with _explain_damage(path), archive.open(member) as content:
-                # The header may lie about the size: never read more than it says.
-                return content.read(member.file_size)
-
         for member in members:
             name = _zip_name(member)
             is_directory = name.endswith(("/", "\\"))
             if is_directory or (selected := select(name)) is None:
                 continue
             if member.flag_bits & ENCRYPTED:
-                raise UserError(f"{path}: {name} is encrypted: pack without a password")
+                raise UserError(
+                    f"{self._path}: {name} is encrypted: pack without a password"
+                )
             if member.compress_type not in ZIP_METHODS:
                 raise UserError(
-                    f"{path}: {name} is compressed neither by deflate nor not at all: "
-                    "pack it again"
+                    f"{self._path}: {name} is compressed neither by deflate nor not at "
+                    "all: pack it again"
                 )
-            check_size(name, member.file_size)
-            yield name, selected, partial(load, member)
+            self._check_size(name, member.file_size)
+            yield (
+                selected,
+                Entry(
+                    *self._append(_encode(name)),
+                    self._find_content(member),
+                    member.compress_size,
+                    member.file_size,
+                    member.compress_type == zipfile.ZIP_DEFLATED,
+                    member.CRC,
+                ),
+            )
+
+    def _find_content(self, member: zipfile.ZipInfo) -> int:
+        """Return where the content of a zip's member starts, after its own header."""
+        header = os.pread(self._file, ZIP_HEADER.size, member.header_offset)
+        magic, name_size, extra_size = ZIP_HEADER.unpack(header)
+        if magic != b"PK\3\4":
+            raise zipfile.BadZipFile(f"Bad magic number for file {member.filename!r}")
+        return member.header_offset + ZIP_HEADER.size + name_size + extra_size
+
+    def _append(self, content: bytes) -> tuple[int, int]:
+        """Write to the end of the spool; return start and size."""
+        start, size = self._spooled, self._spool.write(content)
+        self._spooled += size
+        return start, size
+
+    def _check_size(self, name: str, size: int) -> None:
+        self._total += size
+        if size > MAX_MEMBER or self._total > MAX_TOTAL:
+            raise UserError(
+                f"{self._path}: {name} claims {size} bytes and makes it too large: at "
+                f"most {MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
+            )
+
+    @contextmanager
+    def _explain_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGE as error:
+            reason = re.sub(r" ?<[^>]*>", "", str(error))
+        except OSError as error:
+            if error.errno not in (None, errno.EINVAL):  # the disk's fault
+                raise
+            reason = str(error)
+        else:
+            return
+        raise UserError(
+            f"{self._path} is damaged or no tar or zip archive ({reason}): "
+            "pack it again and update download.sha256"
+        )
+
+
+def _open_plain(path: str) -> io.RawIOBase:
+    return open(path, "rb", buffering=0)
+
+
+def _encode(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:

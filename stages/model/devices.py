@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from stages.plumbing import hermetic, runtime
-from stages.plumbing.artifacts import Split
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Split
 
 LAUNCHERS = {
     # A variable that is set for every process, and by what.
@@ -30,8 +30,15 @@ HEARTBEAT_TIMEOUT = 10
 """Seconds."""
 BLOCK_BYTES = 2**21
 """How many bytes of images a device gets at a time to evaluate them."""
-BATCHES_BYTES = 32 * 2**20
+BATCHES_BYTES = 2**22
 """How many bytes of images all devices get at a time to train on."""
+KEPT_BYTES = 2**26
+"""Up to how many bytes of images a split stays on the devices between epochs."""
+
+Block = tuple[Array, Array, int]
+"""Images (N, H, W), labels (N,), and how many of them are valid: padding follows."""
+Batches = tuple[Array, Array, Any]
+"""Images (S, B, H, W), labels (S, B), and whether a batch is valid, (S,)."""
 
 
 @contextmanager
@@ -108,27 +115,54 @@ def replicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
 
 
-def blocks(split: Split) -> Iterator[tuple[Array, Array, int]]:
-    """Yield padded blocks of images and labels; only the first `n` rows are valid.
+class Blocks:
+    """A split to loop over, some images at a time, padded.
 
-    The sizes are powers of two, so that few programs are compiled.
+    The sizes are powers of two, so that few programs are compiled. The blocks of a
+    small split stay on the devices from one loop to the next.
     """
-    count, device_count = len(split.images), jax.device_count()
-    image_bytes = math.prod(split.images.shape[1:])
-    largest = int(math.log2(max(BLOCK_BYTES / image_bytes, 1)))
-    size = 2 ** min(largest, math.ceil(math.log2(count))) * device_count
-    for start in range(0, count, size):
-        order = np.minimum(np.arange(start, start + size), count - 1)
-        n = min(count - start, size)
-        yield shard(split.images, order), shard(split.labels, order), n
+
+    def __init__(self, split: Split) -> None:
+        """Take a split, but load nothing yet."""
+        self.image_count = len(split.images)
+        self._split = split
+        self._kept: list[Block] = []
+
+    def __iter__(self) -> Iterator[Block]:
+        """Yield all blocks."""
+        if self._split.images.nbytes > KEPT_BYTES:
+            return self._load()
+        self._kept = self._kept or list(self._load())
+        return iter(self._kept)
+
+    def _load(self) -> Iterator[Block]:
+        images, labels = self._split
+        largest = int(math.log2(max(BLOCK_BYTES / images[0].size, 1)))
+        power = min(largest, math.ceil(math.log2(len(images))))
+        size = 2**power * jax.device_count()
+        for rows, n in _padded(np.arange(len(images)), size):
+            yield shard(images, rows), shard(labels, rows), n
 
 
-def batches(split: Split, order: NDArray[np.integer]) -> Iterator[tuple[Array, Array]]:
-    """Yield images (S, B, H, W), labels (S, B): some batches of `order` at a time."""
-    size = order.size * split.images[0].size
-    chunks = min(len(order), math.ceil(size / BATCHES_BYTES))
-    for chunk in np.array_split(order, chunks):
-        yield shard(split.images, chunk), shard(split.labels, chunk)
+def batches(split: Split, order: NDArray[np.integer]) -> Iterator[Batches]:
+    """Yield some batches of `order` (steps, B) at a time.
+
+    Padded to the same number S, so that a single program is compiled.
+    """
+    chunks = math.ceil(order.size * split.images[0].size / BATCHES_BYTES)
+    size = math.ceil(len(order) / chunks)
+    for rows, n in _padded(order, size):
+        is_valid = np.arange(size) < n
+        yield shard(split.images, rows), shard(split.labels, rows), is_valid
+
+
+def _padded(
+    rows: NDArray[np.integer], size: int
+) -> Iterator[tuple[NDArray[np.integer], int]]:
+    """Yield `size` rows at a time: the first `n` are valid, the last one fills up."""
+    for start in range(0, len(rows), size):
+        n = min(size, len(rows) - start)
+        yield rows[np.minimum(np.arange(start, start + size), len(rows) - 1)], n
 
 
 def check_batch_size(batch_size: int, images: int) -> None:

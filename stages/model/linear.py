@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.plumbing import artifacts
-from stages.plumbing.artifacts import Decoding
+from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Decoding
 
 Floats = NDArray[np.float64]
 
@@ -54,14 +54,14 @@ class Linear(NamedTuple):
         """Load a model; raise UserError if the file is damaged or inconsistent."""
         dtypes = {"weights": "float32", "bias": "float32", "classes": "str"}
         dtypes |= {"outputs": "str", "image_size": "int64", "decoding": "str"}
-        arrays = artifacts.load_arrays(path, dtypes)
+        arrays = npz.load_arrays(path, dtypes)
         model = cls(
             arrays["weights"],
             arrays["bias"],
             classes=arrays["classes"].ravel().tolist(),
             outputs=str(arrays["outputs"]),
             image_size=tuple(arrays["image_size"].ravel().tolist()),
-            decoding=artifacts.parse_decoding(path, arrays["decoding"]),
+            decoding=npz.parse_decoding(path, arrays["decoding"]),
         )
         count = 1 if len(model.classes) == 2 else len(model.classes)
         fits = (
@@ -84,7 +84,7 @@ class Linear(NamedTuple):
             "classes": np.array(self.classes),
             "outputs": np.array(self.outputs),
             "image_size": np.array(self.image_size, np.int64),
-            "decoding": artifacts.format_decoding(self.decoding),
+            "decoding": npz.format_decoding(self.decoding),
         }
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.page import charts, pictures
-from stages.plumbing.artifacts import Decoding, Split
+from stages.plumbing.npz import Decoding, Split
 from stages.plumbing.parameters import Section
 
 MAX_DIGITS = 4
@@ -26,8 +26,6 @@ class Predictions(NamedTuple):
 
     labels: NDArray[np.integer]
     """(N,), indices into the K classes."""
-    scores: NDArray[np.floating]
-    """(N, K), distances or probabilities."""
     ranking: NDArray[np.floating]
     """(N,); for a pair of classes, the higher, the more likely is the first."""
 
@@ -57,6 +55,8 @@ class Results(NamedTuple):
     """How image files become what the linear model takes."""
     predictions: Mapping[str, Predictions]
     """By model, for the N images."""
+    distances: NDArray[np.floating]
+    """(K,), from the first of the N images to the means."""
     metrics: Mapping[str, Mapping[str, Any]]
     """By model, as in metrics/*.json."""
     confusion: Mapping[str, NDArray[np.int64]]
@@ -81,13 +81,12 @@ def render(results: Results) -> str:
     """Return the page as HTML."""
     images, means, weights = results.valid.images, results.means, results.weights
     indices = [row["index"] for row in results.mistakes]
-    baseline = results.predictions["baseline"]
     mistakes = [
         {**row, "image": uri, "baseline": results.classes[label]}
         for row, uri, label in zip(
             results.mistakes,
             _uris(pictures.grayscale(images[indices])),
-            baseline.labels[indices],
+            results.predictions["baseline"].labels[indices],
             strict=True,
         )
     ]
@@ -122,7 +121,7 @@ def render(results: Results) -> str:
                 *pictures.diverging(images[:1] / 255 - means[:1], limit=1),
             ]
         ),
-        distances=baseline.scores[0],
+        distances=results.distances,
         mistakes=mistakes,
         model={
             "classes": results.classes,

@@ -1,5 +1,6 @@
 """Errors a user can cause, each told in one line."""
 
+import errno
 import os
 
 from stages.plumbing import hermetic
@@ -22,7 +23,7 @@ def one_line(error: BaseException) -> str | None:
     match error:
         case UserError() | Stopped() | hermetic.Undeclared():
             text = str(error)
-        case MemoryError():
+        case MemoryError() | OSError(errno=errno.ENOMEM):
             text = OUT_OF_MEMORY
         case _ if "RESOURCE_EXHAUSTED" in str(error):  # JAX's own, of any type
             text = OUT_OF_MEMORY

@@ -20,6 +20,7 @@ deceive: this guards against mistakes, not against attackers.
 
 import atexit
 import importlib.util
+import mmap
 import os
 import re
 import sys
@@ -27,9 +28,8 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
@@ -79,8 +79,7 @@ class Undeclared(PermissionError):
         return str(self.args[0])
 
 
-@dataclass(frozen=True)
-class Declaration:
+class Declaration(NamedTuple):
     """What dvc.yaml declares for a stage. Paths are absolute."""
 
     stage: str
@@ -197,8 +196,7 @@ class Guard:
         """The deps and params that the stage has read so far."""
         self.permitted: set[str] = set()
         self.reading_params = False
-        self.refusal: Undeclared | None = None
-        """The first undeclared path, key or module; then nothing may be written."""
+        self._first_refusal = mmap.mmap(-1, 4096)  # shared with the processes it forks
         self._param_files = {file for file, _ in declared.params}
         caches = [*caches, *filter(None, [sys.pycache_prefix])]
         self._caches = [*caches, *map(os.path.realpath, caches)]
@@ -225,6 +223,17 @@ class Guard:
         )
         modules = [dep for dep in declared.deps if dep.endswith(".py")]
         self._import_folders = {declared.base, *map(os.path.dirname, modules)}
+
+    @property
+    def refusal(self) -> Undeclared | None:
+        """The first undeclared path, key or module; then nothing may be written.
+
+        Of this process, and of those forked from it.
+        """
+        if not self._first_refusal[0]:
+            return None
+        text = self._first_refusal[:].rstrip(b"\0")
+        return Undeclared(text.decode("utf-8", "replace"))
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise Undeclared if dvc.yaml does not declare what is about to happen."""
@@ -329,8 +338,8 @@ class Guard:
             return
         if _covering(path, self._caches):
             return
-        if self.refusal:
-            raise self.refusal
+        if refused := self.refusal:
+            raise refused
         holds_an_out = any(out.startswith(path + os.sep) for out in outs)
         if _covering(path, outs) or holds_an_out or path in self._temporary_outs:
             return
@@ -360,7 +369,9 @@ class Guard:
         error = self._refuse(deed, remedy)
         # So that a stage that swallows the error still writes nothing. The first one
         # is the cause; others may follow from it.
-        self.refusal = self.refusal or error
+        if not self._first_refusal[0]:
+            text = str(error).encode("utf-8", "replace")[: len(self._first_refusal)]
+            self._first_refusal[: len(text)] = text
         return error
 
     def _refuse(self, deed: str, remedy: str) -> Undeclared:

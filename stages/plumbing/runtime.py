@@ -4,7 +4,6 @@ import atexit
 import gc
 import io
 import os
-import platform
 import re
 import signal
 import sys
@@ -30,8 +29,10 @@ PINNED = {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": os.path.join(CACHE, "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    # No threads before preprocess forks, and one order of the sums in report.
+    "OPENBLAS_NUM_THREADS": "1",
 }
-if platform.machine() in ("x86_64", "AMD64"):
+if os.uname().machine == "x86_64":
     # The width of the vectors decides the order of a sum. Pinned to AVX2, every x86-64
     # processor writes the same bytes.
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"

@@ -1,0 +1,205 @@
+"""Forked workers: the same result for any number, and none outlives its stage."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import preprocess
+from stages.plumbing import workers
+from stages.plumbing.errors import UserError
+from stages.plumbing.parameters import Data, Splits
+from tests.conftest import ROOT, edit, environment, home
+from tests.test_archive import pack, png
+
+PROCESSES = [1, 2, 3]
+GRACE = 2
+"""Seconds that a worker may outlive its stage."""
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; a zombie has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def wait_for_end(pids: list[int], seconds: float = GRACE) -> list[int]:
+    """Return those that are still alive after some seconds."""
+    deadline = time.monotonic() + seconds
+    while (alive := [*filter(is_alive, pids)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_every_job_is_done_and_told_in_order(tmp_path, processes):
+    def work(job: int) -> None:
+        time.sleep(0.02 * (job % 3 == 0))
+        (tmp_path / str(job)).write_text(str(os.getpid()))
+
+    with workers.forked(work, range(10), processes) as done:
+        assert list(done) == list(range(10))
+    pids = {(tmp_path / str(job)).read_text() for job in range(10)}
+    assert len(pids) <= processes
+    assert (str(os.getpid()) in pids) == (processes == 1)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_the_first_error_in_the_order_of_the_jobs_is_raised(processes):
+    def work(job: int) -> None:
+        time.sleep(0.1 * (job == 3))  # the later one comes up first
+        if job in (3, 4):
+            raise UserError(f"job {job}")
+
+    for _ in range(3):
+        with (
+            pytest.raises(UserError, match="job 3"),
+            workers.forked(work, range(9), processes) as done,
+        ):
+            list(done)
+
+
+def test_an_error_does_not_wait_for_the_jobs_of_others():
+    def work(job: int) -> None:
+        if job == 0:
+            raise UserError("at once")
+        time.sleep(60)
+
+    start = time.monotonic()
+    with (
+        pytest.raises(UserError, match="at once"),
+        workers.forked(work, range(4), 2) as done,
+    ):
+        list(done)
+    assert time.monotonic() - start < GRACE
+
+
+def test_a_killed_worker_ends_all_in_a_line():
+    def work(job: int) -> None:
+        if job == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1 if job < 2 else 60)
+
+    with (
+        pytest.raises(UserError, match="one of its processes was killed"),
+        workers.forked(work, range(4), 2) as done,
+    ):
+        list(done)
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_the_tensors_are_the_same_for_any_number_of_workers(
+    tmp_path, monkeypatch, processes
+):
+    monkeypatch.chdir(tmp_path)
+    data = Data(("3", "7"), Splits("train", "valid"), None, False, None)
+    read = []
+    for count in (1, processes):
+        monkeypatch.setattr(workers, "available_processors", lambda n=count: n)
+        read.append(preprocess.read_splits(str(ROOT / "data/mnist_sample.tgz"), data))
+    for split, other in zip(*read, strict=True):
+        np.testing.assert_array_equal(split.images, other.images)
+        np.testing.assert_array_equal(split.labels, other.labels)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_the_first_damaged_image_in_the_archive_is_named(
+    tmp_path, monkeypatch, processes
+):
+    """Members are in reverse order: the first one in the archive is the last row."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "available_processors", lambda: processes)
+    files = {
+        f"{split}/{c}/{i}.png": png(i)
+        for split in ("train", "valid")
+        for c in "37"
+        for i in range(50)
+    }
+    files |= {"valid/3/10.png": b"damaged", "train/7/40.png": b"damaged, too"}
+    Path("archive").write_bytes(pack(dict(reversed(files.items()))))
+    data = Data(("3", "7"), Splits("train", "valid"), None, False, None)
+    with pytest.raises(UserError, match=r"^valid/3/10\.png: not a readable"):
+        preprocess.read_splits("archive", data)
+
+
+# The stage, stopped while two workers decode.
+
+STOPS = {
+    "interrupted": (signal.SIGINT, "interrupted, nothing was written"),
+    "interrupted with its workers": (
+        -signal.SIGINT,
+        "interrupted, nothing was written",
+    ),
+    "terminated": (signal.SIGTERM, "terminated, nothing was written"),
+    "killed": (signal.SIGKILL, ""),
+}
+needs_two = pytest.mark.skipif(
+    workers.available_processors() < 2, reason="needs two processors"
+)
+
+
+def start_slow(clone: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start preprocess with decoding slowed down; return it with its workers."""
+    (clone / "data/tensors.npz").unlink()
+    edit(
+        clone / "stages/preprocess.py",
+        "name = source.name(entry)",
+        "name = source.name(entry); import time; time.sleep(0.005)",
+    )
+    process = subprocess.Popen(
+        ["python", "-m", "stages", "preprocess"],
+        cwd=clone,
+        env=environment(**home(clone)),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(pids := children(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(pids) >= 2
+    time.sleep(0.3)
+    return process, pids
+
+
+@needs_two
+@pytest.mark.parametrize(("number", "text"), STOPS.values(), ids=STOPS)
+def test_a_stopped_stage_leaves_no_worker_and_no_file(clone, number, text):
+    process, pids = start_slow(clone)
+    if number < 0:  # as a terminal does
+        os.killpg(process.pid, -number)
+    else:
+        process.send_signal(number)
+    assert wait_for_end([process.pid, *pids]) == []
+    errors = process.communicate(timeout=10)[1]
+    assert errors == (text and f"preprocess: {text}\n")
+    left = {path.name for path in (clone / "data").iterdir()}
+    assert left == {".gitignore", "README.md", "archive", "mnist_sample.tgz"}
+
+
+@needs_two
+def test_a_killed_worker_of_the_stage_is_one_line(clone):
+    process, pids = start_slow(clone)
+    os.kill(pids[0], signal.SIGKILL)
+    errors = process.communicate(timeout=10)[1]
+    assert wait_for_end(pids) == []
+    assert errors.splitlines() == [
+        "preprocess: one of its processes was killed, maybe for lack of memory: "
+        "run dvc repro again"
+    ]
+    assert process.returncode == 1
+    assert not (clone / "data/tensors.npz").exists()
