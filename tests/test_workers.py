@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from stages import preprocess
@@ -21,27 +22,19 @@ GRACE = 2
 """Seconds that a worker may outlive its stage."""
 
 
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; a zombie has ended."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+def alive_after(processes: list[psutil.Process], seconds: float = GRACE) -> list[int]:
+    """Return the processes that still run after some seconds; a zombie has ended."""
 
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
-
-
-def wait_for_end(pids: list[int], seconds: float = GRACE) -> list[int]:
-    """Return those that are still alive after some seconds."""
     deadline = time.monotonic() + seconds
-    while (alive := [*filter(is_alive, pids)]) and time.monotonic() < deadline:
+    while (alive := [*filter(runs, processes)]) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return alive
+    return [process.pid for process in alive]
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
@@ -151,7 +144,7 @@ needs_two = pytest.mark.skipif(
 )
 
 
-def start_slow(clone: Path) -> tuple[subprocess.Popen[str], list[int]]:
+def start_slow(clone: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """Start preprocess with decoding slowed down; return it with its workers."""
     (clone / "data/tensors.npz").unlink()
     edit(
@@ -169,22 +162,23 @@ def start_slow(clone: Path) -> tuple[subprocess.Popen[str], list[int]]:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while len(pids := children(process.pid)) < 2 and time.monotonic() < deadline:
+    stage = psutil.Process(process.pid)
+    while len(started := stage.children()) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(pids) >= 2
+    assert len(started) >= 2
     time.sleep(0.3)
-    return process, pids
+    return process, started
 
 
 @needs_two
 @pytest.mark.parametrize(("number", "text"), STOPS.values(), ids=STOPS)
 def test_a_stopped_stage_leaves_no_worker_and_no_file(clone, number, text):
-    process, pids = start_slow(clone)
+    process, started = start_slow(clone)
     if number < 0:  # as a terminal does
         os.killpg(process.pid, -number)
     else:
         process.send_signal(number)
-    assert wait_for_end([process.pid, *pids]) == []
+    assert alive_after([psutil.Process(process.pid), *started]) == []
     errors = process.communicate(timeout=10)[1]
     assert errors == (text and f"preprocess: {text}\n")
     left = {path.name for path in (clone / "data").iterdir()}
@@ -193,10 +187,10 @@ def test_a_stopped_stage_leaves_no_worker_and_no_file(clone, number, text):
 
 @needs_two
 def test_a_killed_worker_of_the_stage_is_one_line(clone):
-    process, pids = start_slow(clone)
-    os.kill(pids[0], signal.SIGKILL)
+    process, started = start_slow(clone)
+    started[0].kill()
     errors = process.communicate(timeout=10)[1]
-    assert wait_for_end(pids) == []
+    assert alive_after(started) == []
     assert errors.splitlines() == [
         "preprocess: one of its processes was killed, maybe for lack of memory: "
         "run dvc repro again"
