@@ -135,9 +135,10 @@ class Archive:
                     )
                 self._check_size(name, size)
                 named = self._append(_encode(name))
-                start = stream.tell()
                 if self._decompress:
                     start, _ = self._append(reader.read())
+                else:
+                    start = stream.tell()
                 yield selected, Entry(*named, start, size, size, False, -1)
 
     def _find_zip(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
