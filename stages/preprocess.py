@@ -4,12 +4,10 @@ import errno
 import hashlib
 import math
 import os
-import re
 import shutil
 import struct
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 from typing import IO, NamedTuple
@@ -17,6 +15,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.images import names
 from stages.images.archive import Archive, Entry
 from stages.images.decode import decode
 from stages.plumbing import artifacts, npz, parameters, workers
@@ -24,33 +23,11 @@ from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Decoding, Split
 from stages.plumbing.progress import progress
 
-# Reasons to leave a member of the archive out.
-HIDDEN = "hidden"
-ODD_PATH = "with an absolute path, or with .."
-ELSEWHERE = "not in a folder of a chosen split and class"
-NO_IMAGE = "no image, by the extension"
-OTHER_FILE = re.compile(
-    r"\.(csv|db|docx?|html?|ini|json|lnk|log|md|mat|npy|npz|pdf|pkl|py|tsv|txt|url"
-    r"|xlsx?|xml|ya?ml)$",
-    re.IGNORECASE,
-)
-AMBIGUOUS = "can be read in two ways"
 MAX_FOLDERS_SHOWN = 8
 RECORD = struct.Struct("7q")
 """How an Entry is kept."""
 MIN_CHUNK, MAX_CHUNK = 8, 256
 """Images that a process decodes at a time."""
-
-
-class Folder(NamedTuple):
-    """What the images in a folder have in common."""
-
-    split: int
-    """0 for training images, 1 for validation images."""
-    label: int
-    """An index into data.classes."""
-    inner: str
-    """The path below the folder of the class; empty, or with a slash at its end."""
 
 
 class LeftOut(NamedTuple):
@@ -64,78 +41,6 @@ class LeftOut(NamedTuple):
     """Other folders that the archive has."""
 
 
-def find_folder(
-    path: str, splits: Mapping[str, int], labels: Mapping[str, int]
-) -> Folder | str:
-    """Return what the folder [ROOT/]SPLIT/CLASS[/FOLDERS] is, or why to leave it out.
-
-    `splits` and `labels` have the names of the folders as keys.
-    """
-    parts = path.split("/")
-    if "" in parts or ".." in parts:
-        return ODD_PATH
-    if any(is_hidden(part) for part in parts):
-        return HIDDEN
-    root = 0 if parts[0] in splits else 1
-    if len(parts) < root + 2 or parts[root] not in splits:
-        return ELSEWHERE
-    split, label, *inner = parts[root:]
-    if label in splits or any(part in splits or part in labels for part in inner):
-        return AMBIGUOUS
-    if label not in labels:
-        return ELSEWHERE
-    return Folder(splits[split], labels[label], "".join(f"{part}/" for part in inner))
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file or a folder is hidden, or added by macOS."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def find_image(
-    member: str, find_folder: Callable[[str], Folder | str]
-) -> tuple[Folder, str] | str:
-    """Return folder and name of an image, or the reason to leave the member out.
-
-    Names are compared in Unicode's form NFC, and Windows' backslashes separate folders.
-    Raises UserError if the name can be read in two ways.
-    """
-    path = normalize(member).replace("\\", "/").removeprefix("./")
-    parent, slash, name = path.rpartition("/")
-    folder = find_folder(parent) if slash else ELSEWHERE
-    if folder == ODD_PATH or name in ("", ".."):
-        return ODD_PATH
-    if is_hidden(name):
-        return HIDDEN
-    if folder == AMBIGUOUS:
-        raise UserError(
-            f"{member}: {AMBIGUOUS}: "
-            "keep one folder named as a split and one named as a class in its path"
-        )
-    if isinstance(folder, str):
-        return folder
-    return NO_IMAGE if OTHER_FILE.search(name) else (folder, name)
-
-
-def normalize(name: str) -> str:
-    """Return a name in Unicode's form NFC: macOS decomposes letters, Linux does not."""
-    return unicodedata.normalize("NFC", name)
-
-
-def natural_order(name: str) -> str:
-    r"""Return a sort key that puts 2.png before 10.png: digits compare as numbers.
-
-    A number's count of digits comes before it. Names that differ in leading zeros only
-    are told apart at the end. No name holds \0.
-    """
-
-    def count_digits(number: re.Match[str]) -> str:
-        digits = number[0].lstrip("0")
-        return f"\0{chr(1 + len(digits))}{digits}"
-
-    return f"{re.sub('[0-9]+', count_digits, name)}\0\0{name}"
-
-
 def find_images(
     source: Archive, data: parameters.Data, records: IO[bytes]
 ) -> tuple[list[str], NDArray[np.int64], LeftOut]:
@@ -145,25 +50,28 @@ def find_images(
     many there are, (2, K), of training and validation images by class; and what is
     left out.
     """
-    splits = {normalize(data.splits.train): 0, normalize(data.splits.valid): 1}
-    labels = {normalize(name): label for label, name in enumerate(data.classes)}
-    in_folder = lru_cache(partial(find_folder, splits=splits, labels=labels))
+    splits = {
+        names.normalize(data.splits.train): 0,
+        names.normalize(data.splits.valid): 1,
+    }
+    labels = {names.normalize(name): label for label, name in enumerate(data.classes)}
+    find_folder = lru_cache(partial(names.find_folder, splits=splits, labels=labels))
     left_out = LeftOut(Counter(), {}, set())
 
-    def select(member: str) -> tuple[Folder, str] | None:
-        image = find_image(member, in_folder)
+    def select(member: str) -> tuple[names.Folder, str] | None:
+        image = names.find_image(member, find_folder)
         if not isinstance(image, str):
             return image
         left_out.counts[image] += 1
         left_out.examples.setdefault(image, member)
-        if image in (ELSEWHERE, ODD_PATH):
+        if image in (names.ELSEWHERE, names.ODD_PATH):
             left_out.folders.add(member.rpartition("/")[0] or ".")
         return None
 
     keys, counts = [], [[0] * len(labels) for _ in splits]
     found = progress(source.find(select), "find images", "images")
     for ((split, label, inner), name), entry in found:
-        keys.append(f"{split}{chr(label)}{natural_order(inner + name)}")
+        keys.append(f"{split}{chr(label)}{names.natural_order(inner + name)}")
         counts[split][label] += 1
         records.write(RECORD.pack(*entry))
     records.flush()
@@ -275,9 +183,13 @@ def check_disk(pixels: int) -> None:
         )
 
 
+def decoding_of(data: parameters.Data) -> Decoding:
+    """Return how to decode the images."""
+    return Decoding(data.size, data.grayscale, data.background)
+
+
 def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
     """Read the training and the validation images out of an archive."""
-    decoding = Decoding(data.size, data.grayscale, data.background)
     with (
         artifacts.scratch(artifacts.TENSORS) as spool,
         artifacts.scratch(artifacts.TENSORS) as records,
@@ -289,7 +201,7 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
         entries = np.memmap(records, np.int64, "r").reshape(len(keys), -1)
         rows = sort_images(source, keys, entries)
         keys.clear()  # before processes are forked: their memory counts, too
-        images = read_images(source, entries, rows, decoding, pixels)
+        images = read_images(source, entries, rows, decoding_of(data), pixels)
     labels = [np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in counts]
     train = counts[0].sum()
     return Split(images[:train], labels[0]), Split(images[train:], labels[1])
@@ -305,7 +217,8 @@ def find_copies(
 
     digests = [digest(image) for image in images]
     known = set(digests)
-    copied = {found for image in others if (found := digest(image)) in known}
+    compared = progress(others, "find copies", "images", len(others))
+    copied = {found for image in compared if (found := digest(image)) in known}
     return np.array([found in copied for found in digests])
 
 
@@ -323,8 +236,6 @@ def main() -> None:
         "valid_labels": valid.labels,
         "valid_in_train": valid_in_train.astype(np.uint8),
         "classes": np.array(data.classes),
-        "decoding": npz.format_decoding(
-            Decoding(data.size, data.grayscale, data.background)
-        ),
+        "decoding": npz.format_decoding(decoding_of(data)),
     }
     artifacts.publish({artifacts.TENSORS: tensors})

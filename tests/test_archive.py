@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages import preprocess
-from stages.images import archive
+from stages.images import archive, names
 from stages.images.tar import FILE, DamagedTar, TarReader
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.npz import Decoding, Split
@@ -103,10 +103,8 @@ class Example(NamedTuple):
 def read(content: bytes, data: Data = DATA) -> tuple[list[Example], np.ndarray]:
     """Read the examples and their pixels, in the order of the tensors."""
     Path("archive").write_bytes(content)
-    labels = {preprocess.normalize(name): i for i, name in enumerate(data.classes)}
-    what_is = partial(
-        preprocess.find_folder, splits={"train": 0, "valid": 1}, labels=labels
-    )
+    labels = {names.normalize(name): i for i, name in enumerate(data.classes)}
+    what_is = partial(names.find_folder, splits={"train": 0, "valid": 1}, labels=labels)
     decoding = Decoding(data.size, data.grayscale, data.background)
     with (
         TemporaryFile() as spool,
@@ -122,7 +120,7 @@ def read(content: bytes, data: Data = DATA) -> tuple[list[Example], np.ndarray]:
         examples = []
         for i in rows.argsort().tolist():
             name = source.name(archive.Entry(*entries[i].tolist()))
-            image = preprocess.find_image(name, what_is)
+            image = names.find_image(name, what_is)
             assert isinstance(image, tuple)
             (split, label, inner), file = image
             examples.append(Example(split, label, inner + file))
@@ -193,7 +191,7 @@ NAMES = st.text(CHARACTERS, min_size=1, max_size=8).filter(
     lambda name: (
         not name.startswith(".")
         and name != "__MACOSX"
-        and not preprocess.OTHER_FILE.search(name)
+        and not names.OTHER_FILE.search(name)
     )
 )
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages.images import decode as decoding
+from stages.images.names import natural_order
 from stages.plumbing.errors import UserError, one_line
-from stages.preprocess import natural_order
 
 RANDOM = np.random.default_rng(4)
 GRAY = RANDOM.integers(256, size=(7, 5), dtype=np.uint8)

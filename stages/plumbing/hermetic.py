@@ -12,10 +12,10 @@ call `enforce()` before the stage's other imports; it needs nothing that DVC
 does not bring.
 
 How: Python tells an audit hook (PEP 578) what it is about to do, and the hook may
-refuse. That covers whatever goes through Python, libraries included. It does not cover
-files that C code opens by itself (the tests run the stages under strace to see that
-none does), stat and exists, paths relative to a `dir_fd`, and code that sets out to
-deceive: this guards against mistakes, not against attackers.
+refuse. That covers whatever goes through Python, libraries and forked processes
+included. It does not cover files that C code opens by itself (the tests run the stages
+under strace to see that none does), stat and exists, paths relative to a `dir_fd`, and
+code that sets out to deceive: this guards against mistakes, not against attackers.
 """
 
 import atexit
@@ -393,7 +393,7 @@ def enforce(stage: str | None = None, caches: Sequence[str] = ()) -> Guard | Non
     Undeclared if a module is imported already that is not declared and not installed,
     and from then on for everything else. After a refusal of a module, or of anything
     inside the repository, nothing can be written, and the exit status is 1 even if the
-    error was swallowed.
+    error was swallowed, by this process or by one that it forked.
     """
     global _guard
     if declared := declaration(stage):
