@@ -42,10 +42,10 @@ EDITS = {
 # The libraries of a stage, in the order in which it imports them, but NumPy before JAX:
 # what a library imports counts as its own, unless it stands before it.
 LIBRARIES = {
-    "download": ["numpy", "msgspec"],
-    "preprocess": ["numpy", "tqdm", "PIL.Image", "msgspec"],
+    "download": ["msgspec"],
+    "preprocess": ["numpy", "PIL.Image", "msgspec"],
     "baseline": ["numpy", "jax", "msgspec"],
-    "train": ["numpy", "jax", "optax", "tqdm", "msgspec"],
+    "train": ["numpy", "jax", "optax", "msgspec"],
     "report": ["numpy", "PIL.Image", "jinja2", "msgspec"],
 }
 PYTHON, GUARD_IMPORTS = "Python starts and ends", "the guard's imports"
