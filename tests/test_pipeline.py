@@ -342,3 +342,12 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(
     page = (folder / "metrics/report.html").read_text("utf-8")
     assert [name for name in ("cat", "dog", "frog") if name not in page] == []
     shutil.rmtree(folder)
+
+
+def test_the_predictions_are_in_the_cache_and_not_in_git(built):
+    """They have a line for every validation image, and most change with the weights."""
+    path = "metrics/predictions.csv"
+    assert path not in succeed(built, "git", "ls-files", "metrics").split()
+    digest = outputs(built / "dvc.lock")[path]
+    cached = built / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    assert cached.read_bytes() == (built / path).read_bytes()
