@@ -38,7 +38,8 @@ import numpy as np
 from PIL import Image
 
 from bench.pipeline import ROOT, Bench
-from bench.tables import machine, show, table
+from bench.tables import count_cores, machine, show, table
+from stages.plumbing.workers import available_processors
 
 ARCHIVE = ROOT / "data/mnist_sample.tgz"
 NOTEBOOK = "the notebook: jnp.array of each file"
@@ -109,9 +110,9 @@ def cores() -> list[int]:
 
     On all only, where the system cannot restrict a process.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return [os.cpu_count() or 1]
-    count = len(os.sched_getaffinity(0))
+    count = available_processors()
+    if not hasattr(os, "sched_setaffinity"):
+        return [count]
     return sorted({1, min(2, count), count})
 
 
@@ -244,23 +245,18 @@ class Decoders:
             rates = [f"{statistics.median(self.rates[name]):.0f}" for name in names]
             size = f"{archive.stat().st_size / 2**20:.1f}"
             rows.append([archive.name.removeprefix("images"), size, *rates])
-        stage = [f"the stage on {on(count)}" for count in cores()]
+        stage = [f"the stage on {count_cores(count)}" for count in cores()]
         return table(["archive", "MiB", "decompressed alone", *stage], rows)
-
-
-def on(count: int) -> str:
-    """Return a number of cores in words."""
-    return f"{count} core{'s' if count > 1 else ''}"
 
 
 def read_case(count: int) -> str:
     """Name the case of the stage's reading."""
-    return f"the stage: archive to arrays, on {on(count)}"
+    return f"the stage: archive to arrays, on {count_cores(count)}"
 
 
 def whole_case(count: int) -> str:
     """Name the case of all the stage does."""
-    return f"the stage: all of its work, on {on(count)}"
+    return f"the stage: all of its work, on {count_cores(count)}"
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ import numpy as np
 from PIL import Image
 
 from bench.pipeline import ROOT, Bench
-from bench.tables import machine, show, table
+from bench.tables import count_cores, machine, show, table
 from tools.ten_digits import png
 
 ARCHIVE = ROOT / "data/mnist_sample.tgz"
@@ -306,7 +306,7 @@ def try_limit(bench: Bench, images: int) -> list[str]:
             ending = "runs"
         except RuntimeError as error:
             ending = "fails: " + str(error).strip().partition("\n")[0]
-        lines.append(f"- {stage} on {cores} core{'s' if cores > 1 else ''}: {ending}")
+        lines.append(f"- {stage} on {count_cores(cores)}: {ending}")
     return lines
 
 

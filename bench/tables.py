@@ -19,6 +19,11 @@ def machine() -> str:
     return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
 
 
+def count_cores(count: int) -> str:
+    """Format a number of cores."""
+    return f"{count} core{'s' if count > 1 else ''}"
+
+
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Format a Markdown table, one string per line.
 

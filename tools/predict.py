@@ -4,7 +4,6 @@ models/linear.npz says all that is needed; params.yaml is not read.
 """
 
 import argparse
-import io
 import json
 import signal
 import sys
@@ -75,6 +74,4 @@ def main() -> None:
 if __name__ == "__main__":
     runtime.explain_errors("predict")
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that a terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
     main()

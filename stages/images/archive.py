@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from stages.images import tar
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import find_content
 
 T = TypeVar("T")
 
@@ -31,7 +32,6 @@ OPENERS: dict[bytes, Callable[[str], Any]] = {
 BUFFER = 2**20
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip's member (APPNOTE 4.4.4)
-ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member (APPNOTE 4.3.7)
 MAX_MEMBER = 64 * 2**20
 MAX_TOTAL = 16 * 2**30
 DAMAGE = (
@@ -168,21 +168,13 @@ class Archive:
                 selected,
                 Entry(
                     *self._append(_encode(name)),
-                    self._find_content(member),
+                    find_content(self._file, member),
                     member.compress_size,
                     member.file_size,
                     member.compress_type == zipfile.ZIP_DEFLATED,
                     member.CRC,
                 ),
             )
-
-    def _find_content(self, member: zipfile.ZipInfo) -> int:
-        """Return where the content of a zip's member starts, after its own header."""
-        header = os.pread(self._file, ZIP_HEADER.size, member.header_offset)
-        magic, name_size, extra_size = ZIP_HEADER.unpack(header)
-        if magic != b"PK\3\4":
-            raise zipfile.BadZipFile(f"Bad magic number for file {member.filename!r}")
-        return member.header_offset + ZIP_HEADER.size + name_size + extra_size
 
     def _append(self, content: bytes) -> tuple[int, int]:
         """Write to the end of the spool; return start and size."""

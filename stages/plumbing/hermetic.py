@@ -28,6 +28,8 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -434,11 +436,17 @@ def read_params(key: str, file: str = "params.yaml") -> Any:
         _guard.check_params(key, file)
         _guard.reading_params = True
     try:
-        values = parse_yaml(Path(file).read_text("utf-8-sig"))
+        values = _parse_once(Path(file).read_text("utf-8-sig"))
     finally:
         if _guard:
             _guard.reading_params = False
-    return (values if isinstance(values, dict) else {})[key]
+    return deepcopy((values if isinstance(values, dict) else {})[key])
+
+
+@lru_cache(maxsize=1)
+def _parse_once(text: str) -> Any:
+    """Parse a file of which several keys are read; do not change the result."""
+    return parse_yaml(text)
 
 
 def temporary(path: str) -> str:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from stages.plumbing.artifacts import TENSORS, damaged
 from stages.plumbing.errors import UserError
 
+HEADER = struct.Struct("<4s22xHH")  # of a zip's member (APPNOTE 4.3.7)
+
 
 class Split(NamedTuple):
     """The images and labels of one split."""
@@ -132,15 +134,13 @@ def load_arrays(
 def _map(path: str, member: zipfile.ZipInfo) -> NDArray[Any]:
     """Memory-map an array that an npz file stores without compression.
 
-    np.load maps npy files only. A member begins with a header of 30 bytes, which ends
-    with the lengths of the name and the extra field that follow it (APPNOTE 4.3.7).
+    np.load maps npy files only.
     """
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
     with open(path, "rb") as file:
-        file.seek(member.header_offset + 26)
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        start = file.tell()
+        start = find_content(file.fileno(), member)
+        file.seek(start)
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         offset = file.tell()
@@ -148,6 +148,19 @@ def _map(path: str, member: zipfile.ZipInfo) -> NDArray[Any]:
         if offset - start + array.nbytes != member.file_size:
             raise ValueError(f"{member.filename} has another size than it claims")
     return np.asarray(array)
+
+
+def find_content(file: int, member: zipfile.ZipInfo) -> int:
+    """Return where the content of a zip's member starts in an open file.
+
+    A header precedes it, and its name and extra field. Raises BadZipFile or
+    struct.error if the header is damaged.
+    """
+    header = os.pread(file, HEADER.size, member.header_offset)
+    magic, name_size, extra_size = HEADER.unpack(header)
+    if magic != b"PK\3\4":
+        raise zipfile.BadZipFile(f"Bad magic number for file {member.filename!r}")
+    return member.header_offset + HEADER.size + name_size + extra_size
 
 
 def write(arrays: Mapping[str, NDArray[Any]], file: IO[bytes]) -> None:
