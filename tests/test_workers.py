@@ -3,8 +3,11 @@
 import os
 import signal
 import subprocess
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -91,6 +94,27 @@ def test_a_killed_worker_ends_all_in_a_line():
         workers.forked(work, range(4), 2) as done,
     ):
         list(done)
+
+
+def test_an_interrupt_is_all_that_is_told(monkeypatch):
+    """Up to Python 3.11 a pool whose futures were cancelled fails on its own thread."""
+    shutdown = ProcessPoolExecutor.shutdown
+
+    def late(pool: ProcessPoolExecutor, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.2)  # until the pool sees that its processes are gone
+        shutdown(pool, *args, **kwargs)
+
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", late)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        workers.forked(lambda job: time.sleep(0.05), range(60), 2) as done,
+    ):
+        next(done)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        list(done)
+    assert told == []
 
 
 @pytest.mark.parametrize("processes", [2, 5])

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -45,8 +45,10 @@ def forked(
     pool = ProcessPoolExecutor(processes, context, _start_worker, (work,))
     try:
         with runtime.uninterrupted():  # until a worker ignores the signals
-            results = pool.map(_do, jobs)
-        yield (job for job, _ in zip(jobs, results, strict=True))
+            # Not map, which cancels what is pending when it is interrupted: up to
+            # Python 3.11 the pool ends in a traceback if its workers are killed then.
+            futures = [pool.submit(_do, job) for job in jobs]
+        yield _done_there(jobs, futures)
     except BaseException as error:
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
@@ -63,6 +65,12 @@ def forked(
 def _done_here(work: Callable[[T], None], jobs: Sequence[T]) -> Iterator[T]:
     for job in jobs:
         work(job)
+        yield job
+
+
+def _done_there(jobs: Sequence[T], futures: Sequence[Future[None]]) -> Iterator[T]:
+    for job, future in zip(jobs, futures, strict=True):
+        future.result()
         yield job
 
 
