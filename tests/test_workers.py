@@ -100,6 +100,11 @@ def test_an_interrupt_is_all_that_is_told(monkeypatch):
     """Up to Python 3.11 a pool whose futures were cancelled fails on its own thread."""
     shutdown = ProcessPoolExecutor.shutdown
 
+    def work(job: int) -> None:
+        time.sleep(0.05)
+        if job == 3:
+            os.kill(os.getppid(), signal.SIGINT)
+
     def late(pool: ProcessPoolExecutor, *args: Any, **kwargs: Any) -> None:
         time.sleep(0.2)  # until the pool sees that its processes are gone
         shutdown(pool, *args, **kwargs)
@@ -109,10 +114,8 @@ def test_an_interrupt_is_all_that_is_told(monkeypatch):
     monkeypatch.setattr(ProcessPoolExecutor, "shutdown", late)
     with (
         pytest.raises(KeyboardInterrupt),
-        workers.forked(lambda job: time.sleep(0.05), range(60), 2) as done,
+        workers.forked(work, range(60), 2) as done,
     ):
-        next(done)
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         list(done)
     assert told == []
 
