@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stages.images import names
 from stages.images.archive import Archive, Entry
 from stages.images.decode import decode
-from stages.plumbing import artifacts, npz, parameters, workers
+from stages.plumbing import artifacts, npz, parameters, runtime, workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Decoding, Split
 from stages.plumbing.progress import progress
@@ -172,15 +172,17 @@ def read_images(
 
 
 def check_disk(pixels: int) -> None:
-    """Raise UserError if the disk cannot hold so many pixels, a byte each, twice."""
-    folder = os.path.dirname(artifacts.TENSORS)
-    needed, free = 2 * pixels, shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{folder}: the images need {math.ceil(needed / 2**20)} MiB of disk, and "
-            f"{free >> 20} MiB are free: make room, take fewer classes (data.classes) "
-            "or smaller images (data.size)"
-        )
+    """Raise UserError if a disk cannot hold so many pixels, a byte each, twice."""
+    folders = [os.path.dirname(artifacts.TENSORS), runtime.SCRATCH]
+    disks = [os.stat(folder).st_dev for folder in folders]
+    for folder, disk in zip(folders, disks, strict=True):
+        needed, free = disks.count(disk) * pixels, shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{folder}: the images need {math.ceil(needed / 2**20)} MiB of disk, "
+                f"and {free >> 20} MiB are free: make room, take fewer classes "
+                "(data.classes) or smaller images (data.size)"
+            )
 
 
 def decoding_of(data: parameters.Data) -> Decoding:
@@ -191,9 +193,9 @@ def decoding_of(data: parameters.Data) -> Decoding:
 def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
     """Read the training and the validation images out of an archive."""
     with (
-        artifacts.scratch(artifacts.TENSORS) as spool,
-        artifacts.scratch(artifacts.TENSORS) as records,
-        artifacts.scratch(artifacts.TENSORS) as pixels,
+        artifacts.scratch() as spool,
+        artifacts.scratch() as records,
+        artifacts.scratch() as pixels,
         Archive(path, spool) as source,
     ):
         keys, counts, left_out = find_images(source, data, records)

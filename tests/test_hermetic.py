@@ -12,21 +12,26 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import _yaml
 import pytest
-import ruamel.yaml
 import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from stages.plumbing import hermetic
+from stages.plumbing import hermetic, runtime
 from stages.plumbing.errors import one_line
 from tests.conftest import ROOT, STAGES, commit, contents, edit, run, succeed
 
 PLUMBING = [
     "stages/__main__.py",
     "stages/plumbing/errors.py",
-    "stages/plumbing/hermetic.py",
+    "stages/plumbing/artifacts.py",
+    "stages/plumbing/parameters.py",
     "stages/plumbing/runtime.py",
+    *(
+        f"stages/plumbing/hermetic/{file.name}"
+        for file in (ROOT / "stages/plumbing/hermetic").glob("*.py")
+    ),
 ]
 FILES = {
     "data/file": "1",
@@ -56,7 +61,7 @@ stages:
 PROBE = """
 import importlib, io, multiprocessing, os, pathlib, shutil, socket, subprocess
 import sys, tempfile, threading
-from stages.plumbing import hermetic
+from stages.plumbing import hermetic, runtime
 
 {at_import}
 
@@ -83,7 +88,7 @@ def project(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
     for name in PLUMBING:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     yield folder
     shutil.rmtree(tmp_path)
@@ -95,6 +100,25 @@ def start(
     """Start the stage by hand, without warnings: stderr has only its own lines."""
     command = ["python", "-W", "ignore", "-m", "stages"]
     return run(folder, *command, *(arguments or ["probe"]), **variables)
+
+
+HOOK_ALONE = """
+import sys
+from stages.plumbing.hermetic import landlock
+landlock.version = lambda: 0
+from stages.__main__ import main
+sys.argv[1:] = ["probe"]
+main()
+"""
+
+
+def start_without_kernel(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start the stage as on a system without Landlock."""
+    return run(folder, "python", "-W", "ignore", "-c", HOOK_ALONE)
+
+
+STARTS = {"with the kernel": start, "without the kernel": start_without_kernel}
+starts = pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> bool:
@@ -115,18 +139,18 @@ for folder, _, names in os.walk("data/folder"):
 """,
     "a param": 'assert hermetic.read_params("mine") == 1',
     "a temporary of an out": """
-os.mkdir("out")
+os.makedirs("out", exist_ok=True)
 open("out/.result.tmp", "w").close()
 os.replace("out/.result.tmp", "out/result")
 """,
     "its own out again": """
-os.mkdir("out")
+os.makedirs("out", exist_ok=True)
 open("out/result", "w")
 open("out/result")
 os.remove("out/result")
 """,
     "locking the folder of an out": """
-os.makedirs("out")
+os.makedirs("out", exist_ok=True)
 os.close(os.open("out", os.O_RDONLY))
 """,
     "the standard library": "import wave, xml.dom.minidom",
@@ -162,8 +186,9 @@ assert child.exitcode == 0
 }
 
 
+@starts
 @pytest.mark.parametrize("deed", DECLARED.values(), ids=DECLARED)
-def test_what_is_declared_or_leaves_no_trace_is_allowed(project, deed):
+def test_what_is_declared_or_leaves_no_trace_is_allowed(project, deed, start):
     probe(project, deed)
     done = start(project)
     assert (done.returncode, done.stderr) == (0, "")
@@ -197,9 +222,9 @@ UNDECLARED = {
     "a folder": ('os.listdir("data")', ["reads data,", 'add "- data" to its deps']),
     "a tree": ('list(os.walk("data"))', ["reads data,"]),
     "a pattern": ('list(pathlib.Path("data").glob("*"))', ["reads data,"]),
-    "the folder of an out": ('os.makedirs("out"); os.listdir("out")', READ_OUT),
+    "the folder of an out": ('os.makedirs("out", exist_ok=True); os.listdir("out")', READ_OUT),
     "the open folder of an out": (
-        'os.makedirs("out"); os.listdir(os.open("out", os.O_RDONLY))',
+        'os.makedirs("out", exist_ok=True); os.listdir(os.open("out", os.O_RDONLY))',
         READ_OUT,
     ),
     "copying": ('shutil.copy("data/other", tempfile.mkdtemp())', READ),
@@ -233,7 +258,7 @@ UNDECLARED = {
         ["writes data/file", 'add "- data/file" to its outs'],
     ),
     "renaming from": (
-        'os.mkdir("out"); os.rename("data/other", "out/result")',
+        'os.makedirs("out", exist_ok=True); os.rename("data/other", "out/result")',
         ["writes data/other"],
     ),
     "renaming to": ('os.rename("data/file", "data/new")', ["data/file"]),
@@ -264,15 +289,9 @@ UNDECLARED = {
         'open("/home/someone/result", "w")',
         ["writes /home/someone/result"],
     ),
-    "a program": ('subprocess.run(["true"])', PROGRAM),
-    "a shell": ('os.system("true")', ["starts a program"]),
     "another program instead": (
         'os.execv("/bin/true", ["true"])',
-        ["starts a program"],
-    ),
-    "an unguarded process": (
-        'multiprocessing.get_context("spawn").Process(target=print).start()',
-        ["starts a program"],
+        ["puts a program in its place", "subprocess.run"],
     ),
     "a server": ('socket.create_connection(("127.0.0.1", 9))', ["uses the network"]),
     "a name": ('socket.getaddrinfo("localhost", 80)', ["uses the network"]),
@@ -280,8 +299,9 @@ UNDECLARED = {
 }
 
 
+@starts
 @pytest.mark.parametrize(("deed", "words"), UNDECLARED.values(), ids=UNDECLARED)
-def test_what_is_not_declared_is_refused_in_one_line(project, deed, words):
+def test_what_is_not_declared_is_refused_in_one_line(project, deed, words, start):
     before = contents(project, ".")
     probe(project, deed)
     done = start(project)
@@ -290,6 +310,25 @@ def test_what_is_not_declared_is_refused_in_one_line(project, deed, words):
     assert refused(done, *words)
     after = contents(project, ".")
     assert {**after, "stages/probe.py": b""} == {**before, "stages/probe.py": b""}
+
+
+PROGRAMS = {
+    "a program": ('subprocess.run(["true"])', PROGRAM),
+    "a shell": ('os.system("true")', ["starts a program"]),
+    "an unguarded process": (
+        'multiprocessing.get_context("spawn").Process(target=print).start()',
+        ["starts a program"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("deed", "words"), PROGRAMS.values(), ids=PROGRAMS)
+def test_programs_may_be_started_only_if_the_kernel_holds_them(project, deed, words):
+    probe(project, deed)
+    assert refused(start_without_kernel(project), *words)
+    assert not (project / "out").exists()
+    done = start(project)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +357,7 @@ with contextlib.suppress(BaseException):
 sys.exit(0)
 """,
     "after it opened its out": """
-os.mkdir("out")
+os.makedirs("out", exist_ok=True)
 with open("out/result", "w") as file:
     try:
         file.write(open("data/other").read())
@@ -367,7 +406,7 @@ def test_a_stage_that_dvc_yaml_does_not_name_is_refused(project, name, variables
 
 def test_a_process_that_names_no_stage_is_left_alone(project):
     program = """
-from stages.plumbing import hermetic
+from stages.plumbing import hermetic, runtime
 assert hermetic.enforce() is None
 print(open("data/other").read())
 """
@@ -432,8 +471,9 @@ def test_the_environment_may_lie_inside_the_repository(project):
     venv = ["-m", "venv", "--without-pip", "--symlinks", ".venv"]
     succeed(project, sys.executable, *venv)
     packages = next((project / ".venv").glob("lib*/python*/site-packages"))
-    library = Path(ruamel.yaml.__file__).parent
-    shutil.copytree(library, packages / "ruamel" / "yaml")
+    for library in (yaml, _yaml):
+        folder = Path(library.__file__).parent
+        shutil.copytree(folder, packages / folder.name)
     (packages / "ours.py").write_text("", "utf-8")
     inside = f"assert sys.prefix == {str(project / '.venv')!r}"
     probe(project, f"import ours\n{inside}\nopen('data/file')")
@@ -515,12 +555,18 @@ def test_compiled_modules_may_be_kept_in_another_folder(project, prefix):
 
 
 @pytest.fixture
-def guard(tmp_path: Path) -> hermetic.Guard:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for the temporary files of a guard."""
+    return str(tmp_path_factory.mktemp("temporary"))
+
+
+@pytest.fixture
+def guard(tmp_path: Path, temporary: str) -> hermetic.Guard:
     """A guard of a stage that declares one dep; it has yet to watch anything."""
     root = str(tmp_path / "root")
     deps = frozenset({f"{root}/dep.py"})
     declared = hermetic.Declaration("s", root, root, deps, frozenset(), frozenset())
-    return hermetic.Guard(declared)
+    return hermetic.Guard(declared, temporary)
 
 
 STDLIB, PACKAGES = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
@@ -547,7 +593,7 @@ def test_only_folders_of_the_environment_have_modules(guard, folder, name):
         guard.check_read(f"{folder}/{name}")
 
 
-def test_modules_of_the_system_may_be_links(tmp_path, monkeypatch):
+def test_modules_of_the_system_may_be_links(tmp_path, temporary, monkeypatch):
     """Debian's sitecustomize.py is in /etc; /lib64 may be /lib."""
     paths = {name: str(tmp_path / name) for name in sysconfig.get_path_names()}
     for name in ("stdlib", "purelib", "etc"):
@@ -558,7 +604,7 @@ def test_modules_of_the_system_may_be_links(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name, **_: paths[name])
     root = str(tmp_path / "root")
     declared = hermetic.Declaration("s", root, root, *[frozenset()] * 3)
-    guard = hermetic.Guard(declared)
+    guard = hermetic.Guard(declared, temporary)
     for name in ("stdlib/sitecustomize.py", "platlib/a.py", "purelib/a.py"):
         guard.check_read(f"{tmp_path}/{name}")
     with pytest.raises(hermetic.Undeclared, match="imports"):
@@ -567,14 +613,14 @@ def test_modules_of_the_system_may_be_links(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("prefix", [".", "root"])
 def test_a_repository_in_the_folder_of_the_environment_is_guarded(
-    tmp_path, monkeypatch, prefix
+    tmp_path, temporary, monkeypatch, prefix
 ):
     """/usr/src/app, where Python is in /usr; or an environment that is the root."""
     root = str(tmp_path / "root")
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path / prefix))
     declared = hermetic.Declaration("s", root, root, *[frozenset()] * 3)
     with pytest.raises(hermetic.Undeclared, match="reads data/other"):
-        hermetic.Guard(declared).check_read(f"{root}/data/other")
+        hermetic.Guard(declared, temporary).check_read(f"{root}/data/other")
 
 
 def test_the_text_of_a_refusal_is_its_own_whatever_a_library_adds():
@@ -733,7 +779,7 @@ def test_a_stage_declares_exactly_the_scripts_and_rooms_it_imports(stage):
 UNUSED = """
 import sys
 from stages.__main__ import main
-from stages.plumbing import hermetic
+from stages.plumbing import hermetic, runtime
 
 guards = []
 enforce = hermetic.enforce
@@ -773,7 +819,9 @@ def test_the_kernel_sees_no_file_that_the_guard_has_not_seen(clone, stage):
     paths = declared.deps | declared.outs | temporaries
     # The folders are opened to look for modules, and to lock those of the outs.
     names = [".", "dvc.yaml", "params.yaml", "stages", "data", "models", "metrics"]
-    own = {str(clone / name) for name in [*names, "stages/__pycache__"]}
+    own = {str(clone / name) for name in [*names, ".dvcignore", "stages/__pycache__"]}
+    if stage == "preprocess":
+        own |= {str(clone / runtime.SCRATCH)}
     if stage == "download":
         own |= {str(clone / "data/mnist_sample.tgz")}
 
@@ -785,12 +833,13 @@ def test_the_kernel_sees_no_file_that_the_guard_has_not_seen(clone, stage):
         if line.endswith(")") or "= -1 " in line or "resumed" in line:
             continue
         opened = re.search(r"= \d+<(.+)>$", line)
-        found = [opened[1]] if opened else re.findall(r'"([^"]*)"', line)
+        named = re.findall(r'(?:<([^>]*)>, )?"([^"]*)"', line)
+        found = [opened[1]] if opened else [os.path.join(*pair) for pair in named]
         seen |= {os.path.normpath(clone / name) for name in found}
     inside = {
         re.sub(r"__pycache__/(\w+)\.[^/]*$", r"\1.py", name)  # a .pyc is its source
         for name in seen
         if name == str(clone) or name.startswith(f"{clone}/")
     }
-    assert f"{clone}/stages/plumbing/hermetic.py" in inside
+    assert f"{clone}/stages/plumbing/hermetic/guard.py" in inside
     assert {name for name in inside if not is_declared(name)} - own == set()

@@ -1,7 +1,6 @@
 """The devices that compute together, in this process and in those started beside it."""
 
 import math
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,16 +14,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from stages.plumbing import hermetic, runtime
+from stages.plumbing import runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Split
 
-LAUNCHERS = {
-    # A variable that is set for every process, and by what.
-    "OMPI_COMM_WORLD_RANK": "mpirun of Open MPI 4",
-    "SLURM_STEP_NODELIST": "srun of Slurm",
-    "JOB_COMPLETION_INDEX": "a Kubernetes job, with jax[k8s] installed",
-}
 START_TIMEOUT = 60
 HEARTBEAT_TIMEOUT = 10
 """Seconds."""
@@ -48,11 +41,10 @@ def distributed() -> Iterator[None]:
     If they do not find each other, or if one ends early, the others end too, each with
     one line on stderr.
     """
-    variable = next((name for name in LAUNCHERS if name in os.environ), None)
+    variable = runtime.launcher()
     if not variable:
         yield
         return
-    hermetic.permit("tcp://")
     timeout = UserError(
         f"timed out after {START_TIMEOUT} s waiting for the other processes"
     )
@@ -86,7 +78,7 @@ def _initialize(variable: str) -> None:
     except (KeyError, ValueError, RuntimeError) as error:  # ill-formed variables
         raise UserError(
             f"{variable} is set, but JAX finds no other processes ({error}): "
-            f"start all of them with {LAUNCHERS[variable]}, or unset {variable}"
+            f"start all of them with {runtime.LAUNCHERS[variable]}, or unset {variable}"
         ) from error
 
 

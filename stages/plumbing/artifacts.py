@@ -9,6 +9,7 @@ import json
 import numbers
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic import temporary
+from stages.plumbing.runtime import SCRATCH
 
 ARCHIVE = "data/archive"
 TENSORS = "data/tensors.npz"
@@ -83,16 +85,13 @@ def publish(outputs: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def scratch(path: str) -> Iterator[IO[bytes]]:
-    """Open a file beside the out at `path` that has no name, and so leaves no trace."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    with _one_writer(folder):
-        with suppress(FileNotFoundError):
-            os.remove(temporary(path))
-        handle = os.open(temporary(path), os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        os.remove(temporary(path))
-    with _name_full_disk(path), os.fdopen(handle, "wb") as file:
+def scratch() -> Iterator[IO[bytes]]:
+    """Open a file without a name, which so leaves no trace, on the repository's disk.
+
+    Not in the folder of an out: what is there and not declared may not be read.
+    """
+    os.makedirs(SCRATCH, exist_ok=True)
+    with _name_full_disk(SCRATCH), tempfile.TemporaryFile(dir=SCRATCH) as file:
         yield file
 
 

@@ -1,0 +1,377 @@
+"""Hold a stage to its declaration: an audit hook for Python, Landlock for all else."""
+
+import importlib.util
+import json
+import mmap
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from . import values
+from .declaration import Contents, Declaration, Undeclared, absolute, covering
+from .hold import SYSTEM, Hold, Places, temporary
+
+SHARED_MEMORY = "/dev/shm"  # in /dev, but what is there may be an earlier run's
+TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES: dict[str, list[tuple[int, int | None]]] = {
+    # Where the arguments of an event hold a path, and the dir_fd it is relative to.
+    "os.rename": [(0, 2), (1, 3)],
+    "os.link": [(0, 2), (1, 3)],
+    "os.symlink": [(1, 2)],
+    "os.remove": [(0, 1)],
+    "os.rmdir": [(0, 1)],
+    "os.mkdir": [(0, 2)],
+    "os.chmod": [(0, 2)],
+    "os.truncate": [(0, None)],
+}
+LISTINGS = {"os.listdir", "os.scandir"}
+LISTERS = {
+    # The modules that look for modules and packages in all folders of sys.path. What
+    # is then imported is checked by itself.
+    *("importlib._bootstrap_external", "_frozen_importlib_external"),
+    *("importlib.metadata", "pkg_resources"),
+}
+PROGRAMS = {
+    *("subprocess.Popen", "os.system", "os.posix_spawn", "os.spawn", "pty.spawn"),
+}
+SPAWNING = {
+    # Modules that start a new Python; a forked one inherits the guard.
+    "multiprocessing.popen_spawn_posix",
+    "multiprocessing.popen_spawn_win32",
+    "multiprocessing.popen_forkserver",
+}
+NETWORK = {
+    *("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo"),
+    "socket.gethostbyname",
+}
+WATCHED = {"open", "import", "os.exec", *CHANGES, *LISTINGS, *PROGRAMS, *NETWORK}
+RECORD = "HERMETIC_RECORD"
+"""The variable with the file in which `python -m hermetic` wants to have it all."""
+
+
+class Guard:
+    """An audit hook that holds this process to a declaration."""
+
+    def __init__(
+        self,
+        declared: Declaration,
+        folder: str,
+        allow: Sequence[str] = (),
+        texts: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Prepare, but refuse nothing yet. `folder` is for temporary files."""
+        self.declared, self.folder, self.allow = declared, folder, [*allow]
+        self.used: set[str | tuple[str, str]] = set()
+        """The deps and params that the stage has read so far."""
+        self.is_held = False
+        """Whether the kernel holds this process, too, and the programs it starts."""
+        self.is_over = False
+        self._first_refusal = self._map_first_refusal()
+        self.texts = texts or {file: _content(file) for file, _ in declared.params}
+        """The parameter files, as they were at the start."""
+        self._contents = Contents(declared)
+        self._import_folders = {declared.base, *self._contents.module_folders}
+        self._network = any("://" in place for place in allow)
+        places = [os.path.expanduser(place) for place in allow if "://" not in place]
+        for place in places:
+            if place.endswith(os.sep):
+                os.makedirs(place, exist_ok=True)
+        self._allowed = {f(p) for p in places for f in (absolute, os.path.realpath)}
+        self._compiled = _both([sys.pycache_prefix] if sys.pycache_prefix else [])
+        self._temporary_outs = {temporary(out) for out in declared.outs}
+        self._out_folders = {os.path.dirname(out) for out in declared.outs}
+        self._prefixes = _both([sys.prefix, sys.base_prefix, sys.exec_prefix])
+        # One may lie above the repository: /usr, and the repository is /usr/src/app.
+        self._environment = _folders(
+            path for path in self._prefixes if not covering(declared.root, [path])
+        )
+        paths = map(sysconfig.get_path, ("purelib", "platlib"))
+        self._packages = _folders(_both(paths))
+        stdlib = [
+            sysconfig.get_path("stdlib"),
+            sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
+        ]
+        self._stdlib = _folders(_both(stdlib))
+        # Of the Python from which a virtual environment was made, say.
+        other = [os.path.join(p, f"{n}-packages") for p in stdlib for n in ("site", "dist")]
+        self._other_packages = _folders(_both(other))
+
+    def hold(self) -> Hold:
+        """Let the kernel hold this process, if it can."""
+        modules = [*self._packages, *self._stdlib]
+        held = Hold(
+            self.declared,
+            self._contents,
+            Places(
+                prefixes=[*self._prefixes],
+                modules=[path.rstrip(os.sep) for path in modules],
+                allowed=[*self._allowed, *self._compiled],
+                temporary=self.folder,
+                network=self._network,
+            ),
+        )
+        self.is_held = held.is_on
+        return held
+
+    def _map_first_refusal(self) -> mmap.mmap:
+        """Map a file that all processes which this one starts can map, too."""
+        path = os.path.join(self.folder, "refusal")
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            if not os.fstat(file.fileno()).st_size:
+                file.write(bytes(4096))
+                file.flush()
+            return mmap.mmap(file.fileno(), 4096)
+
+    @property
+    def refusal(self) -> Undeclared | None:
+        """The first undeclared path, key or module; then nothing may be written.
+
+        Of this process, and of those that it has started.
+        """
+        if not self._first_refusal[0]:
+            return None
+        text = self._first_refusal[:].rstrip(b"\0")
+        return Undeclared(text.decode("utf-8", "replace"))
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Raise Undeclared if dvc.yaml does not declare what is about to happen."""
+        if event not in WATCHED or self.is_over:  # there are tens of thousands
+            return
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(path, str | bytes):
+                return
+            if flags & WRITING:
+                self.check_write(os.fsdecode(path))
+            else:
+                self.check_read(os.fsdecode(path))
+        elif event in CHANGES:
+            for index, folder_index in CHANGES[event]:
+                path = arguments[index]
+                folder = -1 if folder_index is None else arguments[folder_index]
+                if isinstance(path, str | bytes):
+                    self.check_write(_in_folder(os.fsdecode(path), folder))
+        elif event in LISTINGS:
+            self._check_listing(arguments[0], sys._getframe(1))
+        elif event == "import" and arguments[1]:  # of an extension module, its file
+            self.check_read(arguments[1], is_module=True)
+        elif event == "os.exec":
+            raise self._refuse(
+                "puts a program in its place", "start it with subprocess.run"
+            )
+        elif event in PROGRAMS or (event == "import" and arguments[0] in SPAWNING):
+            if not self.is_held:
+                raise self._refuse(
+                    f"starts a program ({arguments[0]}), whose files dvc.yaml "
+                    "cannot answer for on this system",
+                    "do its work in Python, or run it on Linux 5.13 or later",
+                )
+        elif event in NETWORK and not self._network:
+            if isinstance(arguments[1], str | bytes) and event.endswith(
+                ("bind", "connect")
+            ):
+                self.check_write(os.fsdecode(arguments[1]))  # a socket with a path
+            else:
+                raise self._refuse(
+                    "uses the network",
+                    "let a stage of its own fetch what it needs, by enforce(allow=[URL])",
+                )
+
+    def check_read(self, path: str, *, is_module: bool = False) -> None:
+        """Raise Undeclared unless the stage may read `path`, or import it."""
+        is_module = is_module or path.endswith((".py", ".pyc"))
+        if path in sys.path and os.path.isfile(path):  # a zip file of modules
+            is_module = True
+        if ".." not in path and self._is_installed(path, is_module):
+            return
+        if re.fullmatch("<.*>", path):  # what a traceback says for code without a file
+            return
+        if path.endswith(".pyc"):
+            with suppress(ValueError):  # one beside its source, or without
+                path = importlib.util.source_from_cache(path)
+        path, declared = absolute(path), self.declared
+        if dep := covering(path, declared.deps):
+            if dep != path and self._contents.is_ignored(path):
+                raise self._remember(
+                    f"reads {self._relative(path)}, which .dvcignore hides from DVC",
+                    "correct .dvcignore, or do without",
+                )
+            self._use(dep)
+            return
+        if (path, "*") in declared.params:
+            self._use((path, "*"))
+            return
+        if covering(path, declared.outs) or path in self._out_folders:
+            return
+        real = os.path.realpath(path)
+        allowed = {*self._allowed, self.folder}
+        if covering(path, allowed) or covering(real, allowed):
+            return
+        if self._is_installed(path, is_module) or self._is_installed(real, is_module):
+            return
+        if covering(real, [declared.root]):
+            to_deps = 'add "- {}" to its deps'
+            is_param_file = path in self.texts
+            remedy = "use hermetic.read_params(KEY)" if is_param_file else to_deps
+            raise self._undeclared("reads", path, remedy)
+        if is_module:
+            raise self._remember(
+                f"imports {path}, from outside the environment",
+                "unset PYTHONPATH, or install it into the environment",
+            )
+        if covering(real, [SHARED_MEMORY]) or not covering(real, SYSTEM):
+            raise self._refuse(
+                f"reads {path}, outside the repository",
+                "copy it into the repository and add it to its deps",
+            )
+
+    def _is_installed(self, path: str, is_module: bool) -> bool:
+        """Tell whether a file is in the environment or the standard library."""
+        path += os.sep
+        if path.startswith(self._packages):
+            return True
+        if is_module:
+            in_stdlib = path.startswith(self._stdlib)
+            return in_stdlib and not path.startswith(self._other_packages)
+        return path.startswith(self._environment)
+
+    def _check_listing(self, folder: Any, caller: FrameType) -> None:
+        if isinstance(folder, int):  # an open folder, where Linux tells its name
+            folder = _in_folder(".", folder)
+        folder = absolute(os.fsdecode("." if folder is None else folder))
+        is_elsewhere = not covering(folder, [self.declared.root])
+        if caller.f_globals.get("__name__") in LISTERS and (
+            is_elsewhere or folder in self._import_folders
+        ):
+            return
+        if folder in self._out_folders and not covering(folder, self.declared.deps):
+            raise self._undeclared("reads", folder, 'add "- {}" to its deps')
+        self.check_read(folder)
+
+    def check_write(self, path: str) -> None:
+        """Raise Undeclared unless the stage may write, rename or remove `path`."""
+        path, outs = absolute(path), self.declared.outs
+        folder, name = os.path.split(path)
+        if "__pycache__" in (name, os.path.basename(folder)):
+            return
+        if covering(path, self._compiled) or covering(path, self._allowed):
+            return
+        if refused := self.refusal:
+            raise refused
+        holds_an_out = any(out.startswith(path + os.sep) for out in outs)
+        if covering(path, outs) or holds_an_out or path in self._temporary_outs:
+            return
+        if covering(path, [self.folder, *TERMINALS]):
+            return
+        if covering(path, [self.declared.root]):
+            raise self._undeclared("writes", path, 'add "- {}" to its outs')
+        raise self._refuse(
+            f"writes {path}, outside the repository",
+            "write to an out inside it, or to the folder that tempfile names",
+        )
+
+    def read_params(self, key: str, file: str) -> Any:
+        """Return what the stage declares at a dotted key of a parameter file."""
+        path = absolute(file)
+        keys = {k for declared_in, k in self.declared.params if declared_in == path}
+
+        def refuse(key: str) -> Undeclared:
+            name = self._relative(path)
+            line = key if name == "params.yaml" else f"{name}: [{key}]"
+            return self._undeclared("reads", key or name, f'add "- {line}" to its params')
+
+        if not keys:
+            raise refuse(key)
+        content = self.texts[path]
+        if isinstance(content, OSError):
+            raise content
+        parsed = values.parse(content.decode("utf-8-sig"), path)
+        found = values.select(parsed, keys, key, refuse)
+        for item in keys:
+            if f"{item}.".startswith(f"{key}." if key else "") or item == "*":
+                self._use((path, item))
+        return found
+
+    def _use(self, declared: str | tuple[str, str]) -> None:
+        if declared not in self.used:
+            self.used.add(declared)
+            self._record(used=self._shown(declared), line=self._line())
+
+    def _shown(self, declared: str | tuple[str, str]) -> str:
+        if isinstance(declared, str):
+            return self._relative(declared)
+        file, key = declared
+        return f"{self._relative(file)}: {key}"
+
+    def _line(self) -> str:
+        """Return the line of the repository that runs now, outside the guard."""
+        frame: FrameType | None = sys._getframe()
+        while frame:
+            file = frame.f_code.co_filename
+            own = os.path.dirname(__file__)
+            inside = covering(absolute(file), [self.declared.root])
+            if inside and not covering(file, [own, sys.prefix]):
+                return f"{self._relative(absolute(file))}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""
+
+    def _record(self, **entry: Any) -> None:
+        if file := os.environ.get(RECORD):
+            text = json.dumps({"stage": self.declared.stage, **entry})
+            was_over, self.is_over = self.is_over, True
+            with suppress(OSError), open(file, "a", encoding="utf-8") as opened:
+                opened.write(f"{text}\n")
+            self.is_over = was_over
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.declared.base)
+
+    def _undeclared(self, deed: str, what: str, remedy: str) -> Undeclared:
+        if os.path.isabs(what):
+            what = self._relative(what)
+        deed = f"{deed} {what}, which dvc.yaml does not declare"
+        return self._remember(deed, remedy.format(what))
+
+    def _remember(self, deed: str, remedy: str) -> Undeclared:
+        error = self._refuse(deed, remedy)
+        # So that a stage that swallows the error still writes nothing. The first one
+        # is the cause; others may follow from it.
+        if not self._first_refusal[0]:
+            text = str(error).encode("utf-8", "replace")[: len(self._first_refusal)]
+            self._first_refusal[: len(text)] = text
+        return error
+
+    def _refuse(self, deed: str, remedy: str) -> Undeclared:
+        return Undeclared(f"stage {self.declared.stage} {deed}: {remedy}")
+
+
+def _content(file: str) -> bytes | OSError:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        return error
+
+
+def _both(paths: Iterable[str]) -> set[str]:
+    """Return paths and what they link to."""
+    return {found for path in paths for found in (path, os.path.realpath(path))}
+
+
+def _folders(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return folders with a slash at their end, to be compared as prefixes."""
+    return tuple({path.rstrip(os.sep) + os.sep for path in paths})
+
+
+def _in_folder(path: str, folder: int) -> str:
+    """Join `path` to an open folder, where Linux tells its name."""
+    link = f"/proc/self/fd/{folder}"
+    if folder >= 0 and os.path.exists(link):
+        return os.path.join(os.readlink(link), path)
+    return path

@@ -1,0 +1,101 @@
+"""Let the Linux kernel refuse files to this process, to its C code and to its programs.
+
+Landlock (Linux 5.13 and later) takes a list of files and folders with what may be done
+to each; what is not on it is denied with EACCES, to this thread and to all that it
+starts, for good. See landlock(7) and linux/landlock.h for the numbers.
+"""
+
+import ctypes
+import os
+import stat
+import struct
+import sys
+from collections.abc import Iterable, Mapping
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+"""Numbers of system calls, the same on every architecture."""
+ASK_VERSION = 1
+PATH_BENEATH = 1
+NO_NEW_PRIVILEGES = 38
+
+EXECUTE, WRITE_FILE, READ_FILE, REMOVE_FOLDER, REMOVE_FILE = 1, 2, 4, 16, 32
+MAKE_ANY = 0b1111111 << 6  # a device, folder, regular file, socket, pipe or link
+REFER = 1 << 13  # to move or link a file into another folder; since version 2
+TRUNCATE = 1 << 14  # since version 3
+TCP = 0b11  # to bind and to connect; since version 4
+
+READ = EXECUTE | READ_FILE
+WRITE = WRITE_FILE | REMOVE_FOLDER | REMOVE_FILE | MAKE_ANY | REFER | TRUNCATE
+OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
+
+
+def _system_call(*arguments: int | bytes | None) -> int:
+    return ctypes.CDLL(None, use_errno=True).syscall(*arguments)
+
+
+def version() -> int:
+    """Return the version of Landlock that this kernel has, 0 for none."""
+    if sys.platform != "linux":
+        return 0
+    size_0 = ctypes.c_size_t(0)
+    return max(_system_call(CREATE_RULESET, None, size_0, ASK_VERSION), 0)
+
+
+def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
+    """Allow what is listed, READ or WRITE or both by path, and deny everything else.
+
+    What a folder is allowed goes for all that it holds. Paths that do not exist are
+    left out. Listing folders and asking for the size or the time of a file are not
+    denied, nor is what is open already. Without `network`, TCP is denied, by kernels
+    that can do so. Return whether this kernel holds the thread from now on.
+    """
+    known = version()
+    if not known:
+        return False
+    files = READ | WRITE
+    if known < 2:
+        files &= ~REFER
+    if known < 3:
+        files &= ~TRUNCATE
+    tcp = TCP if known >= 4 and not network else 0
+    handled = struct.pack("QQ", files, tcp)[: 16 if known >= 4 else 8]
+    rules = _system_call(CREATE_RULESET, handled, ctypes.c_size_t(len(handled)), 0)
+    if rules < 0:
+        return False
+    try:
+        for path, access in allowed.items():
+            _add(rules, path, access & files)
+        return (
+            ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
+            and _system_call(RESTRICT_SELF, rules, 0) == 0
+        )
+    finally:
+        os.close(rules)
+
+
+def _add(rules: int, path: str, access: int) -> None:
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # it is not there, or in a folder that may not be entered
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            access &= OF_FILES
+        rule = struct.pack("=Qi", access, handle)
+        _system_call(ADD_RULE, rules, PATH_BENEATH, rule, 0)
+    finally:
+        os.close(handle)
+
+
+def without(folder: str, kept: str) -> Iterable[str]:
+    """Return what to allow for all of a folder but `kept`, which may lie inside it."""
+    if not f"{kept}/".startswith(folder.rstrip("/") + "/"):
+        return [folder]
+    if kept == folder:
+        return []
+    try:
+        inside = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    paths = [os.path.join(folder, name) for name in inside]
+    return [path for above in paths for path in without(above, kept)]
