@@ -174,6 +174,8 @@ def read_images(
 def check_disk(pixels: int) -> None:
     """Raise UserError if a disk cannot hold so many pixels, a byte each, twice."""
     folders = [os.path.dirname(artifacts.TENSORS), runtime.SCRATCH]
+    for folder in folders:
+        os.makedirs(folder, exist_ok=True)
     disks = [os.stat(folder).st_dev for folder in folders]
     for folder, disk in zip(folders, disks, strict=True):
         needed, free = disks.count(disk) * pixels, shutil.disk_usage(folder).free

@@ -23,6 +23,7 @@ import pytest
 
 from stages.plumbing import artifacts
 from stages.plumbing.errors import one_line
+from stages.plumbing.runtime import SCRATCH
 from tests.conftest import contents, copy, edit, environment, home, run
 from tools.verify import outputs
 
@@ -290,35 +291,50 @@ def assert_fails(
     assert code == 1
 
 
-@pytest.mark.parametrize("name", ["download", "preprocess", "report"])
-def test_a_file_that_cannot_grow_is_one_line(unchanged, name):
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("download", OUTS["download"][0]),
+        ("preprocess", SCRATCH),
+        ("report", OUTS["report"][0]),
+    ],
+)
+def test_a_file_that_cannot_grow_is_one_line(unchanged, name, file):
     limit = resource.RLIMIT_FSIZE, 20_000
-    assert_fails(unchanged, name, f"{OUTS[name][0]}: File too large", limit=limit)
+    assert_fails(unchanged, name, f"{file}: File too large", limit=limit)
 
 
 FULL_DISK = """
-mount -t tmpfs -o size=6m none data || exit 99
-cp archive data/archive || exit 99
-echo earlier >data/tensors.npz || exit 99
-python -m stages preprocess
+mkdir -p {folder} && mount -t tmpfs -o size={size} none {folder} || exit 99
+echo earlier >{out} || exit 99
+python -m stages {stage}
 code=$?
-ls -A data
-cat data/tensors.npz
+ls -A {folder}
+cat {out}
 exit $code
 """
+FULL_DISKS = {
+    "for the out": ("train", "models", "8k", "models/linear.npz"),
+    "for what is decoded": ("preprocess", SCRATCH, "64k", SCRATCH),
+}
 
 
-def test_a_full_disk_is_one_line(clone):
+@pytest.mark.parametrize(
+    ("stage", "folder", "size", "told"), FULL_DISKS.values(), ids=FULL_DISKS
+)
+def test_a_full_disk_is_one_line(clone, stage, folder, size, told):
     """On a small file system, which a namespace of its own may mount."""
-    shutil.copy(clone / "data/archive", clone / "archive")
+    out = OUTS[stage][0]
+    script = FULL_DISK.format(folder=folder, size=size, out=out, stage=stage)
     namespace = ["unshare", "--map-root-user", "--mount"]
-    process = start(clone, *namespace, "sh", "-c", FULL_DISK)
+    process = start(clone, *namespace, "sh", "-c", script)
     output, errors = process.communicate(timeout=60)
     if process.returncode == 99 or "unshare" in errors:
         pytest.skip("no file system can be mounted here")
     assert process.returncode == 1
-    assert errors == "preprocess: data/tensors.npz: No space left on device\n"
-    assert output.splitlines()[-3:] == ["archive", "tensors.npz", "earlier"]
+    assert errors == f"{stage}: {told}: No space left on device\n"
+    left = [Path(out).name] if folder == "models" else []
+    assert output.splitlines() == [*left, "earlier"]
 
 
 @pytest.mark.parametrize("name", ["download", "train"])

@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import _yaml
 import pytest
 import yaml
 from dvc.dependency.param import ParamsDependency
@@ -222,7 +221,10 @@ UNDECLARED = {
     "a folder": ('os.listdir("data")', ["reads data,", 'add "- data" to its deps']),
     "a tree": ('list(os.walk("data"))', ["reads data,"]),
     "a pattern": ('list(pathlib.Path("data").glob("*"))', ["reads data,"]),
-    "the folder of an out": ('os.makedirs("out", exist_ok=True); os.listdir("out")', READ_OUT),
+    "the folder of an out": (
+        'os.makedirs("out", exist_ok=True); os.listdir("out")',
+        READ_OUT,
+    ),
     "the open folder of an out": (
         'os.makedirs("out", exist_ok=True); os.listdir(os.open("out", os.O_RDONLY))',
         READ_OUT,
@@ -471,9 +473,8 @@ def test_the_environment_may_lie_inside_the_repository(project):
     venv = ["-m", "venv", "--without-pip", "--symlinks", ".venv"]
     succeed(project, sys.executable, *venv)
     packages = next((project / ".venv").glob("lib*/python*/site-packages"))
-    for library in (yaml, _yaml):
-        folder = Path(library.__file__).parent
-        shutil.copytree(folder, packages / folder.name)
+    for library in ("yaml", "_yaml"):
+        shutil.copytree(Path(yaml.__file__).parents[1] / library, packages / library)
     (packages / "ours.py").write_text("", "utf-8")
     inside = f"assert sys.prefix == {str(project / '.venv')!r}"
     probe(project, f"import ours\n{inside}\nopen('data/file')")

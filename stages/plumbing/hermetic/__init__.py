@@ -23,7 +23,6 @@ import os
 import shutil
 import sys
 import tempfile
-from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,12 +73,18 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> Guard | None
         _guard = Guard(declared, folder, allow)
     else:
         return None
+    if RECORD in os.environ:
+        for dep in _guard.declared.deps:
+            _guard.record(dep)
+        for param in _guard.declared.params:
+            _guard.record(param)
     for module in list(sys.modules.values()):
         if isinstance(file := getattr(module, "__file__", None), str):
             _guard.check_read(file, is_module=file.endswith(".so"))
     if not _guard.is_held:
-        _describe(_guard)
         _hold = _guard.hold()
+    if _hold and _hold.is_on:
+        _describe(_guard)
     tempfile.tempdir = os.environ["TMPDIR"] = _guard.folder
     if os.environ.get("HERMETIC") == "verbose":
         stage = _guard.declared.stage
@@ -107,9 +112,12 @@ def _describe(guard: Guard) -> None:
 
 def _inherit(folder: str) -> Guard:
     text = Path(folder, "description").read_text("utf-8")
+    from ast import literal_eval
+
     fields, allow, texts = literal_eval(text)
-    sets = [frozenset(f) if isinstance(f, list) else f for f in fields]
-    guard = Guard(Declaration(*sets), folder, allow, texts)
+    stage, root, base, *sets = fields
+    declared = Declaration(stage, root, base, *map(frozenset, sets))
+    guard = Guard(declared, folder, allow, texts)
     guard.is_held = True
     return guard
 

@@ -157,7 +157,9 @@ class Contents:
         """Walk through them once."""
         self.links: list[str] = []
         """What links lead to: DVC may link the files of a folder to its cache."""
-        self.module_folders = {os.path.dirname(d) for d in declared.deps if _is_module(d)}
+        self.module_folders = {
+            os.path.dirname(d) for d in declared.deps if _is_module(d)
+        }
         self.ignore_files: list[str] = []
         self._root = declared.root
         self._patterns = {declared.root: ALWAYS_IGNORED}

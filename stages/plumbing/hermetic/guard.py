@@ -1,7 +1,6 @@
 """Hold a stage to its declaration: an audit hook for Python, Landlock for all else."""
 
 import importlib.util
-import json
 import mmap
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 from . import values
 from .declaration import Contents, Declaration, Undeclared, absolute, covering
-from .hold import SYSTEM, Hold, Places, temporary
+from .hold import RECORD, SYSTEM, Hold, Places, temporary
 
 SHARED_MEMORY = "/dev/shm"  # in /dev, but what is there may be an earlier run's
 TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
@@ -52,8 +51,6 @@ NETWORK = {
     "socket.gethostbyname",
 }
 WATCHED = {"open", "import", "os.exec", *CHANGES, *LISTINGS, *PROGRAMS, *NETWORK}
-RECORD = "HERMETIC_RECORD"
-"""The variable with the file in which `python -m hermetic` wants to have it all."""
 
 
 class Guard:
@@ -64,7 +61,7 @@ class Guard:
         declared: Declaration,
         folder: str,
         allow: Sequence[str] = (),
-        texts: Mapping[str, bytes] | None = None,
+        texts: Mapping[str, bytes | OSError] | None = None,
     ) -> None:
         """Prepare, but refuse nothing yet. `folder` is for temporary files."""
         self.declared, self.folder, self.allow = declared, folder, [*allow]
@@ -84,7 +81,10 @@ class Guard:
             if place.endswith(os.sep):
                 os.makedirs(place, exist_ok=True)
         self._allowed = {f(p) for p in places for f in (absolute, os.path.realpath)}
-        self._compiled = _both([sys.pycache_prefix] if sys.pycache_prefix else [])
+        self._compiled = set()
+        if sys.pycache_prefix:
+            os.makedirs(sys.pycache_prefix, exist_ok=True)
+            self._compiled = _both([absolute(sys.pycache_prefix)])
         self._temporary_outs = {temporary(out) for out in declared.outs}
         self._out_folders = {os.path.dirname(out) for out in declared.outs}
         self._prefixes = _both([sys.prefix, sys.base_prefix, sys.exec_prefix])
@@ -100,7 +100,9 @@ class Guard:
         ]
         self._stdlib = _folders(_both(stdlib))
         # Of the Python from which a virtual environment was made, say.
-        other = [os.path.join(p, f"{n}-packages") for p in stdlib for n in ("site", "dist")]
+        other = [
+            os.path.join(p, f"{n}-packages") for p in stdlib for n in ("site", "dist")
+        ]
         self._other_packages = _folders(_both(other))
 
     def hold(self) -> Hold:
@@ -181,7 +183,7 @@ class Guard:
             else:
                 raise self._refuse(
                     "uses the network",
-                    "let a stage of its own fetch what it needs, by enforce(allow=[URL])",
+                    "let a stage of its own fetch that, with enforce(allow=[URL])",
                 )
 
     def check_read(self, path: str, *, is_module: bool = False) -> None:
@@ -285,7 +287,9 @@ class Guard:
         def refuse(key: str) -> Undeclared:
             name = self._relative(path)
             line = key if name == "params.yaml" else f"{name}: [{key}]"
-            return self._undeclared("reads", key or name, f'add "- {line}" to its params')
+            return self._undeclared(
+                "reads", key or name, f'add "- {line}" to its params'
+            )
 
         if not keys:
             raise refuse(key)
@@ -302,33 +306,36 @@ class Guard:
     def _use(self, declared: str | tuple[str, str]) -> None:
         if declared not in self.used:
             self.used.add(declared)
-            self._record(used=self._shown(declared), line=self._line())
+            if RECORD in os.environ:
+                self.record(declared, self._line())
 
-    def _shown(self, declared: str | tuple[str, str]) -> str:
-        if isinstance(declared, str):
-            return self._relative(declared)
-        file, key = declared
-        return f"{self._relative(file)}: {key}"
+    def record(self, declared: str | tuple[str, str], line: str = "") -> None:
+        """Note which line used it first, for `python -m hermetic`."""
+        import json
+
+        if not isinstance(declared, str):
+            declared = f"{self._relative(declared[0])}: {declared[1]}"
+        else:
+            declared = self._relative(declared)
+        entry = {"stage": self.declared.stage, "declared": declared, "line": line}
+        was_over, self.is_over = self.is_over, True
+        with open(os.environ[RECORD], "a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(entry)}\n")
+        self.is_over = was_over
 
     def _line(self) -> str:
         """Return the line of the repository that runs now, outside the guard."""
+        own = os.path.dirname(__file__)
         frame: FrameType | None = sys._getframe()
         while frame:
-            file = frame.f_code.co_filename
-            own = os.path.dirname(__file__)
-            inside = covering(absolute(file), [self.declared.root])
-            if inside and not covering(file, [own, sys.prefix]):
-                return f"{self._relative(absolute(file))}:{frame.f_lineno}"
+            file = absolute(frame.f_code.co_filename)
+            is_other = "<" in file or self._is_installed(file, is_module=True)
+            if covering(file, [self.declared.root]) and not (
+                is_other or covering(file, [own])
+            ):
+                return f"{self._relative(file)}:{frame.f_lineno}"
             frame = frame.f_back
         return ""
-
-    def _record(self, **entry: Any) -> None:
-        if file := os.environ.get(RECORD):
-            text = json.dumps({"stage": self.declared.stage, **entry})
-            was_over, self.is_over = self.is_over, True
-            with suppress(OSError), open(file, "a", encoding="utf-8") as opened:
-                opened.write(f"{text}\n")
-            self.is_over = was_over
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.declared.base)

@@ -20,8 +20,12 @@ NOT_WATCHED_FOLDERS = {".git", ".dvc", "__pycache__"}
 NOT_WATCHED_FILES = {".gitignore", "dvc.lock"}
 """What DVC and Git write beside the outs."""
 DENIED = re.compile(
-    r"permission denied|access denied|errno 13|unable to open|returned non-zero", re.I
+    r"permission denied|access denied|unable to open|errno.{0,3}13", re.I
 )
+"""How libraries tell EACCES in errors of their own."""
+
+RECORD = "HERMETIC_RECORD"
+"""The variable with the file in which `python -m hermetic` wants to have it all."""
 
 State = tuple[int, int, int]
 """Of a file: inode, size in bytes, time of the last change in ns."""
@@ -88,10 +92,12 @@ class Hold:
             with suppress(OSError):
                 os.makedirs(folder, exist_ok=True)
             allow(folder, READ | WRITE)
-        for out in declared.outs:
-            folder = os.path.dirname(out)
-            allow(folder, WRITE | (READ if self._is_own(folder) else 0))
+        for folder in {os.path.dirname(out) for out in declared.outs}:
+            allow(folder, READ | WRITE if self._is_own(folder) else WRITE)
+        for out in declared.outs:  # one that DVC has left there
             allow(out, READ | WRITE)
+        if RECORD in os.environ:
+            allow(os.environ[RECORD], WRITE)
         for folder in [places.temporary, *self._made]:  # to remove it in the end
             allow(os.path.dirname(folder), REMOVE_FOLDER)
         return rules
@@ -134,61 +140,61 @@ class Hold:
         """Return what was written or removed in a folder of outs and is no out."""
         if not self.is_on:
             return None
-        now = dict(self._watched())
-        changed = {path for path, _ in now.items() ^ self._files.items()}
+        changed = {
+            path for path, _ in self._files.items() ^ dict(self._watched()).items()
+        }
         if not changed:
             return None
-        name = os.path.relpath(min(changed), self._declared.base)
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        first, *others = sorted(
+            os.path.relpath(p, self._declared.base) for p in changed
+        )
+        more = f" and {len(others)} more" if others else ""
         return Undeclared(
-            f"stage {self._declared.stage} writes {name}{more}, which dvc.yaml does "
-            f'not declare: add "- {name}" to its outs, or run it again if somebody '
-            "else wrote that meanwhile"
+            f"stage {self._declared.stage} writes {first}{more}, which dvc.yaml does "
+            f'not declare: add "- {first}" to its outs, or run it again if '
+            "somebody else changed that meanwhile"
         )
 
     def explain(self, error: BaseException) -> Undeclared | None:
         """Return what the kernel may have denied, if that can have led to an error."""
-        if not self.is_on:
-            return None
         errors = list(_chain(error))
-        if any(isinstance(e, Undeclared) for e in errors):
+        if not self.is_on or not any(map(_may_be_denial, errors)):
             return None
-        texts = [str(part) for e in errors for part in _parts(e)]
-        if not any(isinstance(e, PermissionError) or DENIED.search(str(e)) for e in errors):
+        stage = self._declared.stage
+        names = [name for cause in errors for name in _names(cause)]
+        for name in names:
+            if deed := self._denied(absolute(name, self._declared.base)):
+                return Undeclared(f"stage {stage} {deed}")
+        if names:
             return None
-        declared = self._declared
-        words = [word for text in texts for word in [text, *re.split(r"[\s'\":,;=]+", text)]]
-        for word in filter(None, words):
-            path = absolute(word, declared.base)
-            if told := self._explain_path(path):
-                return Undeclared(f"stage {declared.stage} {told}")
         return Undeclared(
-            f"stage {declared.stage} and what it starts can use only what dvc.yaml "
-            "declares: if a file was denied, add it to its deps or outs"
+            f"stage {stage} and the programs it starts can use only what dvc.yaml "
+            "declares: if they were denied a file, add it to its deps or outs"
         )
 
-    def _explain_path(self, path: str) -> str | None:
+    def _denied(self, path: str) -> str | None:
+        """Return what to say of a file that an error names, if the kernel denied it."""
         declared, places = self._declared, self._places
         name = os.path.relpath(path, declared.base)
-        if covering(path, declared.outs):
-            folder = os.path.dirname(covering(path, declared.outs) or path)
-            if self._is_own(folder):
+        above = path if os.path.exists(path) else os.path.dirname(path)
+        if not os.access(above, os.R_OK) or path in map(temporary, declared.outs):
+            return None  # it is the mode of the file
+        if out := covering(path, declared.outs):
+            if not os.access(above, os.W_OK) or self._is_own(os.path.dirname(out)):
                 return None
             return (
-                f"may write {name}, but not read it again from C code, since its folder "
-                "holds other files: give the outs of the stage a folder of their own"
+                f"may write {name}, but C code may not read it again, since its folder "
+                "holds other files: give the stage's outs a folder of their own"
             )
-        known = [*declared.deps, *places.allowed, places.temporary]
-        if covering(path, known) or not covering(path, [declared.root]):
+        usable = [*declared.deps, *places.allowed, *places.prefixes, places.temporary]
+        if covering(path, usable) or covering(path, SYSTEM):
             return None
-        if covering(os.path.realpath(path), places.prefixes):
-            return None
-        if os.path.isfile(path):
-            return (
-                f"uses {name}, which dvc.yaml does not declare: add "
-                f'"- {name}" to its deps, or to its outs'
-            )
-        return None
+        if not covering(path, [declared.root]):
+            return f"uses {path}, outside the repository: name it in enforce(allow=[…])"
+        return (
+            f'uses {name}, which dvc.yaml does not declare: add "- {name}" to its '
+            "deps, or to its outs"
+        )
 
     def release(self) -> None:
         """Remove the folders that were made for outs and are still empty."""
@@ -197,27 +203,38 @@ class Hold:
                 os.rmdir(folder)
 
 
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    while True:
+        yield error
+        if not (cause := error.__cause__ or error.__context__):
+            return
+        error = cause
+
+
+def _may_be_denial(error: BaseException) -> bool:
+    """Tell whether a file or a program failed, maybe since the kernel denied a file."""
+    is_refusal = isinstance(error, Undeclared)  # the audit hook has told it
+    has_failed = isinstance(error, PermissionError) or hasattr(error, "returncode")
+    return not is_refusal and (has_failed or bool(DENIED.search(str(error))))
+
+
+def _names(error: BaseException) -> Iterator[str]:
+    """Yield the files that an error names, or the command or output of a program."""
+    if isinstance(error, PermissionError) and isinstance(error.filename, str):
+        yield error.filename
+    told = [str(error)]
+    for part in ("cmd", "stderr", "stdout"):
+        value = getattr(error, part, None)
+        for text in value if isinstance(value, list | tuple) else [value]:
+            told += [os.fsdecode(text)] if isinstance(text, str | bytes) else []
+    for text in told:
+        for word in [text, *re.split(r"[\s'\":,;=()]+", text)]:
+            if os.path.isfile(word):
+                yield word
+
+
 def temporary(path: str) -> str:
     """Return where to write an out before it is renamed to `path`, to appear whole."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}.tmp")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
-    seen: list[BaseException] = []
-    next_error: BaseException | None = error
-    while next_error and next_error not in seen:
-        seen.append(next_error)
-        yield next_error
-        next_error = next_error.__cause__ or next_error.__context__
-
-
-def _parts(error: BaseException) -> Iterator[object]:
-    """Yield what an error says, and the command and the output of a program."""
-    yield str(error)
-    for name in ("filename", "filename2", "cmd", "stderr", "stdout"):
-        value = getattr(error, name, None)
-        values = value if isinstance(value, list | tuple) else [value]
-        for part in values:
-            yield os.fsdecode(part) if isinstance(part, str | bytes) else ""

@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """Numbers of system calls, the same on every architecture."""
@@ -29,16 +30,15 @@ WRITE = WRITE_FILE | REMOVE_FOLDER | REMOVE_FILE | MAKE_ANY | REFER | TRUNCATE
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
 
 
-def _system_call(*arguments: int | bytes | None) -> int:
-    return ctypes.CDLL(None, use_errno=True).syscall(*arguments)
+def _system_call(number: int, *arguments: Any) -> int:
+    return int(ctypes.CDLL(None, use_errno=True).syscall(number, *arguments))
 
 
 def version() -> int:
     """Return the version of Landlock that this kernel has, 0 for none."""
     if sys.platform != "linux":
         return 0
-    size_0 = ctypes.c_size_t(0)
-    return max(_system_call(CREATE_RULESET, None, size_0, ASK_VERSION), 0)
+    return max(_system_call(CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION), 0)
 
 
 def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
@@ -53,30 +53,29 @@ def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
     if not known:
         return False
     files = READ | WRITE
-    if known < 2:
-        files &= ~REFER
-    if known < 3:
-        files &= ~TRUNCATE
-    tcp = TCP if known >= 4 and not network else 0
-    handled = struct.pack("QQ", files, tcp)[: 16 if known >= 4 else 8]
+    files &= ~(REFER if known < 2 else 0) & ~(TRUNCATE if known < 3 else 0)
+    handled = struct.pack("Q", files)
+    if known >= 4:
+        handled += struct.pack("Q", 0 if network else TCP)
     rules = _system_call(CREATE_RULESET, handled, ctypes.c_size_t(len(handled)), 0)
-    if rules < 0:
-        return False
     try:
         for path, access in allowed.items():
             _add(rules, path, access & files)
-        return (
-            ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
-            and _system_call(RESTRICT_SELF, rules, 0) == 0
+        is_on = (
+            rules >= 0 and ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
         )
+        if not is_on or _system_call(RESTRICT_SELF, rules, 0):
+            raise OSError(ctypes.get_errno(), "Landlock fails")
     finally:
-        os.close(rules)
+        if rules >= 0:
+            os.close(rules)
+    return True
 
 
 def _add(rules: int, path: str, access: int) -> None:
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # it is not there, or in a folder that may not be entered
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     try:
         if not stat.S_ISDIR(os.fstat(handle).st_mode):

@@ -107,8 +107,9 @@ def _constants(body: list[ast.stmt], *, of_self: bool = False) -> dict[str, Any]
                 found[name] = _constants(inside)
             case ast.FunctionDef(name="__init__", body=inside):
                 found |= _constants(inside, of_self=True)
-            case ast.Assign(targets=[target], value=ast.expr() as value) | ast.AnnAssign(
-                target=target, value=ast.expr() as value
+            case (
+                ast.Assign(targets=[target], value=ast.expr() as value)
+                | ast.AnnAssign(target=target, value=ast.expr() as value)
             ):
                 match target:
                     case ast.Name(id=name) if not of_self:
