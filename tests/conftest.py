@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from stages.plumbing.hermetic import landlock
+
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "preprocess", "baseline", "train", "report"]
 AUTHOR = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+
+
+def pytest_report_header() -> str:
+    """Say which protection is tested."""
+    version = landlock.version()
+    held = f"and Landlock, version {version}" if version else "alone, without Landlock"
+    return f"guard: an audit hook {held}"
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -25,7 +34,11 @@ def environment(**variables: str) -> dict[str, str]:
 def home(folder: Path) -> dict[str, str]:
     """Keep what programs write for a user beside the clone."""
     parent = folder.parent
-    return {"HOME": str(parent), "DVC_SITE_CACHE_DIR": str(parent / "dvc")}
+    return {
+        "HOME": str(parent),
+        "TMPDIR": str(parent),
+        "DVC_SITE_CACHE_DIR": str(parent / "dvc"),
+    }
 
 
 def run(

@@ -50,6 +50,7 @@ FOLDER = "HERMETIC_FOLDER"
 
 _guard: Guard | None = None  # one per process: an audit hook cannot be removed
 _hold: Hold | None = None  # of this process and of what it starts
+_owner = 0  # the process that made the folder for temporary files
 
 
 def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> Guard | None:
@@ -63,21 +64,23 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> Guard | None
     inside the repository, nothing can be written, and the exit status is 1 even if the
     error was swallowed, by this process or by one that it started.
     """
-    global _guard, _hold
+    global _guard, _hold, _owner
     if _guard:
         return _guard
     if folder := os.environ.get(FOLDER):  # of the process that started this one
         _guard = _inherit(folder)
     elif declared := declaration(stage):
         folder = os.path.realpath(tempfile.mkdtemp(prefix="hermetic-"))
-        _guard = Guard(declared, folder, allow)
+        _guard, _owner = Guard(declared, folder, allow), os.getpid()
     else:
         return None
+    atexit.register(_end)
     if RECORD in os.environ:
         for dep in _guard.declared.deps:
             _guard.record(dep)
         for param in _guard.declared.params:
             _guard.record(param)
+    _guard.check_read(os.path.dirname(__file__))
     for module in list(sys.modules.values()):
         if isinstance(file := getattr(module, "__file__", None), str):
             _guard.check_read(file, is_module=file.endswith(".so"))
@@ -89,7 +92,6 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> Guard | None
     if os.environ.get("HERMETIC") == "verbose":
         stage = _guard.declared.stage
         print(f"stage {stage} is held by {protection()}", file=sys.stderr)
-    atexit.register(_end, os.getpid())
     sys.addaudithook(_guard)
     return _guard
 
@@ -135,17 +137,16 @@ def refusal(error: BaseException | None = None) -> Undeclared | None:
     return told
 
 
-def _end(pid: int) -> None:
+def _end() -> None:
     """Fail the process if it hid a refusal, or wrote what dvc.yaml does not declare."""
     # Python sets last_value to the error that ended the program.
     raised = getattr(sys, "last_value", None)
     told = refusal(raised)
     if _guard:
         _guard.is_over = True
-    if os.getpid() == pid:
-        if _hold and not raised and not told:
-            told = _hold.stray()
-        remove_temporary_files()
+    if _hold and os.getpid() == _owner and not raised and not told:
+        told = _hold.stray()
+    remove_temporary_files()
     if told and not isinstance(raised, Undeclared):
         sys.excepthook(type(told), told, None)
     if told and not raised:
@@ -155,10 +156,11 @@ def _end(pid: int) -> None:
 
 def remove_temporary_files() -> None:
     """Remove what the guard made for this process; for ends that skip atexit."""
-    if _guard and _hold:
+    if _guard and os.getpid() == _owner:
         _guard.is_over = True
         shutil.rmtree(_guard.folder, ignore_errors=True)
-        _hold.release()
+        if _hold:
+            _hold.release()
 
 
 def read_params(key: str = "", file: str = "params.yaml") -> Any:
