@@ -366,3 +366,144 @@ def test_another_parameter_is_refused_by_its_name(project, deed, named):
     }
     told = last_line(by_hand(project(files), "src/w.py"))
     assert f'reads {named}, which dvc.yaml does not declare: add "- {named}" to' in told
+
+
+# Libraries that do more than a stage declares. docs/guard.md lists what to allow.
+
+ONE_STAGE = """
+    stages: {s: {cmd: python src/w.py, deps: [src, in], outs: [out/result]}}
+    """
+
+
+def one_stage(body: str, allow: str = "") -> dict[str, str]:
+    """Return a pipeline of one stage, whose main module may be imported again."""
+    main = textwrap.indent(textwrap.dedent(body), "    ")
+    enforce = f"import hermetic; hermetic.enforce(allow={allow or []})\n"
+    text = f"{enforce}{FUNCTIONS}\nif __name__ == '__main__':\n{main}"
+    return {"in": "done", "other": "secret", "src/w.py": text, "dvc.yaml": ONE_STAGE}
+
+
+FUNCTIONS = """
+import contextlib, multiprocessing
+
+def read(name):
+    return open(name).read()
+
+def read_and_hide(name):
+    with contextlib.suppress(OSError):
+        return open(name).read()
+
+def write(text):
+    open('out/result', 'w').write(text)
+"""
+SUM = """
+    import joblib, numpy as np
+    rows = np.ones((4, 300_000))
+    sums = joblib.Parallel(n_jobs=2{how})(joblib.delayed(np.sum)(row) for row in rows)
+    assert sums == [300_000] * 4
+    write('done')
+    """
+POOL = """
+    with multiprocessing.get_context({method!r}).Pool(1) as pool:
+        write(pool.apply({function}, [{name!r}]) or '')
+    """
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@needs_landlock
+def test_workers_of_multiprocessing_are_held(project, method):
+    """Their sockets need a path of at most 107 bytes."""
+    short = {"TMPDIR": "/tmp"}
+    for function, name in (
+        ("read", "in"),
+        ("read", "other"),
+        ("read_and_hide", "other"),
+    ):
+        body = POOL.format(method=method, function=function, name=name)
+        folder = project(one_stage(body))
+        done = by_hand(folder, "src/w.py", **short)
+        if name == "in":
+            assert (done.returncode, done.stderr) == (0, "")
+            assert (folder / "out/result").read_text() == "done"
+        else:
+            assert "stage s reads other, which dvc.yaml does not" in last_line(done)
+        shutil.rmtree(folder)
+
+
+@needs_landlock
+@pytest.mark.parametrize("how", ["", ", prefer='threads'", ", max_nbytes='1M'"])
+def test_joblib_works(project, how):
+    folder = project(one_stage(SUM.format(how=how), "['/dev/shm']"))
+    done = by_hand(folder, "src/w.py", TMPDIR="/tmp")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "out/result").read_text() == "done"
+
+
+@needs_landlock
+def test_workers_of_joblib_are_held(project):
+    body = """
+    import joblib
+    joblib.Parallel(2)(joblib.delayed(read)(name) for name in ['in', 'other'])
+    """
+    folder = project(one_stage(body, "['/dev/shm']"))
+    done = by_hand(folder, "src/w.py", TMPDIR="/tmp")
+    assert "other, which dvc.yaml does not declare: add" in last_line(done)
+
+
+def test_a_cache_in_the_home_may_be_allowed(project):
+    body = """
+    import os
+    name = os.path.expanduser('~/.cache/huggingface/hub/model')
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    open(name, 'a').write('done')
+    write(open(name).read())
+    """
+    folder = project(one_stage(body, "['~/.cache/huggingface/']"))
+    for text in ("done", "donedone"):
+        succeed(folder, "python", "src/w.py", DVC_STAGE="s")
+        assert (folder / "out/result").read_text() == text
+    edit(folder / "src/w.py", "['~/.cache/huggingface/']", "[]")
+    assert ".cache/huggingface" in last_line(by_hand(folder, "src/w.py"))
+
+
+GIT = """
+    import subprocess
+    command = ['git', 'rev-parse', 'HEAD']
+    write(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """
+
+
+@needs_landlock
+def test_git_works_if_its_files_are_allowed(project):
+    folder = project(one_stage(GIT, "['.git', '~/.gitconfig', '~/.config/git']"))
+    head = succeed(folder, "git", "rev-parse", "HEAD")
+    succeed(folder, "python", "src/w.py", DVC_STAGE="s")
+    assert (folder / "out/result").read_text() == head
+    edit(folder / "src/w.py", "'.git', ", "")
+    told = last_line(by_hand(folder, "src/w.py"))
+    assert "stage s and the programs it starts can use only what dvc.yaml" in told
+
+
+LIVE = """
+    from dvclive import Live
+    with Live() as live:
+        for step in range(2):
+            live.log_metric('loss', step)
+            live.next_step()
+    """
+DVCLIVE = [
+    *(".", ".dvc", ".dvcignore", ".git", ".gitignore", "dvc.yaml", "~/.config/dvc"),
+    *("~/.config/git", "~/.gitconfig", "~/dvc/"),
+]
+"""The last one is the folder DVC_SITE_CACHE_DIR of the tests."""
+
+
+@needs_landlock
+def test_dvclive_works(project):
+    pytest.importorskip("dvclive")
+    files = one_stage(LIVE, str(DVCLIVE))
+    files["dvc.yaml"] = ONE_STAGE.replace("out/result", "dvclive/")
+    folder = project(files)
+    succeed(folder, "dvc", "repro")
+    assert json.loads((folder / "dvclive/metrics.json").read_text())["loss"] == 1

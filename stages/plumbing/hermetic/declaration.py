@@ -38,6 +38,8 @@ class Declaration(NamedTuple):
     """Pairs of a parameter file and a dotted key; the key `*` is the whole file."""
     others: frozenset[str] = frozenset()
     """The deps and outs of the other stages of this dvc.yaml."""
+    folders: frozenset[str] = frozenset()
+    """The outs that dvc.yaml writes with a slash at their end."""
 
 
 def declaration(
@@ -92,6 +94,9 @@ def _read_declaration(name: str, folder: str) -> Declaration | None:
             for other in others
             for path in _paths(other, _base(other, folder), "deps", *OUTS)
         ),
+        folders=frozenset(
+            absolute(path, base) for path in _names(entry, *OUTS) if path[-1:] == "/"
+        ),
     )
 
 
@@ -103,10 +108,13 @@ def _base(entry: dict[str, Any], folder: str) -> str:
 
 
 def _paths(entry: dict[str, Any], base: str, *kinds: str) -> Iterator[str]:
+    return (absolute(name, base) for name in _names(entry, *kinds))
+
+
+def _names(entry: dict[str, Any], *kinds: str) -> Iterator[str]:
     for item in [item for kind in kinds for item in entry.get(kind) or []]:
         # An item with options is a mapping whose one key is the path.
-        for path in [item] if isinstance(item, str) else item:
-            yield absolute(path, base)
+        yield from [item] if isinstance(item, str) else item
 
 
 def _resolve_templates(name: str, folder: str) -> Declaration | None:
@@ -138,6 +146,9 @@ def _resolve_templates(name: str, folder: str) -> Declaration | None:
                 if other is not stage
                 for item in [*other.deps, *other.outs]
                 if not isinstance(item, ParamsDependency)
+            ),
+            folders=frozenset(
+                out.fs_path for out in stage.outs if out.def_path.endswith("/")
             ),
         )
     return None

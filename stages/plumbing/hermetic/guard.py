@@ -80,7 +80,10 @@ class Guard:
         for place in places:
             if place.endswith(os.sep):
                 os.makedirs(place, exist_ok=True)
-        self._allowed = {f(p) for p in places for f in (absolute, os.path.realpath)}
+        found = {f(place) for place in places for f in (absolute, os.path.realpath)}
+        # To allow the whole of the stage's folder would leave nothing to guard.
+        self._listable = {place for place in found if covering(declared.base, [place])}
+        self._allowed = found - self._listable
         self._compiled = set()
         if sys.pycache_prefix:
             os.makedirs(sys.pycache_prefix, exist_ok=True)
@@ -253,7 +256,10 @@ class Guard:
             is_elsewhere or folder in self._import_folders
         ):
             return
-        if folder in self._out_folders and not covering(folder, self.declared.deps):
+        if covering(folder, self._listable):
+            return
+        declared = [*self.declared.deps, *self._allowed]
+        if folder in self._out_folders and not covering(folder, declared):
             raise self._undeclared("reads", folder, 'add "- {}" to its deps')
         self.check_read(folder)
 

@@ -57,7 +57,7 @@ class Hold:
         self.is_on = landlock.version() > 0
         if self.is_on:
             # Where an out's folder is missing, any folder above it had to be opened.
-            for folder in {os.path.dirname(out) for out in declared.outs}:
+            for folder in {*map(os.path.dirname, declared.outs), *declared.folders}:
                 self._make(folder)
             self._files = dict(self._watched())
             self.is_on = landlock.restrict(self._rules(), network=places.network)
@@ -183,8 +183,9 @@ class Hold:
             if not os.access(above, os.W_OK) or self._is_own(os.path.dirname(out)):
                 return None
             return (
-                f"may write {name}, but C code may not read it again, since its folder "
-                "holds other files: give the stage's outs a folder of their own"
+                f"may write {name}, but not read it again, since its folder holds "
+                "other files: give its outs a folder of their own, or write a slash "
+                "after an out that is a folder"
             )
         usable = [*declared.deps, *places.allowed, *places.prefixes, places.temporary]
         if covering(path, usable) or covering(path, SYSTEM):
