@@ -10,10 +10,11 @@ import yaml
 from dvc.utils.serialize import ParseError, parse_yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from ruamel.yaml import YAMLError
+from yaml import YAMLError
 
-from stages.plumbing import hermetic, parameters
+from stages.plumbing import parameters
 from stages.plumbing.errors import UserError, one_line
+from stages.plumbing.hermetic import values
 
 ROOT = Path(__file__).parents[1]
 PARAMS: dict[str, dict[str, Any]] = yaml.safe_load(
@@ -231,7 +232,7 @@ def test_a_number_is_a_number_however_it_is_written(text, value):
 def read(yaml_text: str) -> Any:
     """Read a parameter as the stages do, or return None if it is no valid YAML."""
     try:
-        return hermetic.parse_yaml(f"key: {yaml_text}\n")
+        return values.parse_yaml(f"key: {yaml_text}\n")
     except (YAMLError, ValueError, IndexError):
         return None
 

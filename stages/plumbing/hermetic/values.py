@@ -4,85 +4,122 @@ import ast
 import json
 import re
 from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
 from copy import deepcopy
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
-# libyaml is ten times as fast; ruamel.yaml, which DVC uses, would double the time in
-# which a stage starts.
-SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# libyaml is ten times as fast as Python; ruamel.yaml, with which DVC reads its files,
+# would double the time in which a stage starts.
+FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TAG = "tag:yaml.org,2002:"
 
 
-class Loader(SafeLoader):
+class Loader(FastLoader):
     """YAML 1.2 as ruamel.yaml has it: `no` is a string, and 0100 is a hundred."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
-    def number(self, node: yaml.ScalarNode) -> int:
+    def integer(self, node: yaml.ScalarNode) -> int:
         """Construct an integer."""
         text = node.value.replace("_", "")
-        base = {"0b": 2, "0o": 8, "0x": 16}.get(text.lstrip("+-")[:2], 10)
-        return int(text, base)
+        return int(text, {"0b": 2, "0o": 8, "0x": 16}.get(text.lstrip("+-")[:2], 10))
+
+    def real(self, node: yaml.ScalarNode) -> float:
+        """Construct a float."""
+        text = node.value.replace("_", "").lower()
+        return float(re.sub(r"\.(inf|nan)$", r"\1", text))
 
     def date(self, node: yaml.ScalarNode) -> Any:
         """Construct a date; the libraries differ about the time of a day."""
         if len(node.value) > len("2000-01-01"):
-            _fail(node, f"the time {node.value} is no value of YAML 1.2: quote it")
+            _fail(node, f"found the time {node.value}: write it in quotes")
         return super().construct_yaml_timestamp(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        """Construct a mapping, and refuse a key that is there twice."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag != "tag:yaml.org,2002:merge":
-                key = self.construct_object(key_node, deep=True)
-                if isinstance(key, Hashable) and key in seen:
-                    _fail(key_node, f"the key {key} is there twice")
-                seen |= {key} if isinstance(key, Hashable) else set()
-        return super().construct_mapping(node, deep)
+        """Construct a mapping, in which a list as a key is a tuple."""
+        self.flatten_mapping(node)
+        return {self.key(k): self.construct_object(v, deep) for k, v in node.value}
+
+    def key(self, node: yaml.Node) -> Hashable:
+        """Construct a key."""
+        key = self.construct_object(node, deep=True)
+        key = tuple(key) if isinstance(key, list) else key
+        try:
+            hash(key)
+        except TypeError:
+            _fail(node, "found a mapping as a key")
+        return key
+
+    def check_keys(self, node: yaml.Node, seen: set[yaml.Node]) -> None:
+        """Refuse a key that a mapping holds twice, here or below."""
+        if node in seen or isinstance(node, yaml.ScalarNode):
+            return
+        seen.add(node)
+        is_mapping = isinstance(node, yaml.MappingNode)
+        keys: set[Hashable] = set()
+        for item in node.value:
+            for part in item if is_mapping else [item]:
+                self.check_keys(part, seen)
+            if is_mapping and item[0].tag != f"{TAG}merge":
+                if (key := self.key(item[0])) in keys:
+                    _fail(item[0], f"found duplicate key {key}")
+                keys.add(key)
 
 
 def _fail(node: yaml.Node, problem: str) -> NoReturn:
     raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-DIGITS = "0123456789"
+# Each kind of plain scalar, its pattern, and the characters it may begin with.
 for kind, pattern, first in [
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
     (
         "float",
-        r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
-        r"|[-+]?\.[0-9_]+([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        f"-+.{DIGITS}",
+        r"[-+]?\d[\d_]*(\.[\d_]*([eE][-+]?\d+)?|[eE][-+]?\d+)"
+        r"|[-+]?\.[\d_]+([eE][-+]\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
     ),
-    (
-        "int",
-        r"[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?[0-9_]+|[-+]?0x[0-9a-fA-F_]+",
-        f"-+{DIGITS}",
-    ),
+    ("int", r"[-+]?(0b[01_]+|0o?[0-7_]+|[\d_]+|0x[\da-fA-F_]+)", "-+0123456789"),
     ("merge", "<<", "<"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
     (
         "timestamp",
         r"\d{4}-\d\d-\d\d|\d{4}-\d\d?-\d\d?([Tt]|[ \t]+)\d\d?:\d\d:\d\d(\.\d*)?"
         r"([ \t]*(Z|[-+]\d\d?(:\d\d)?))?",
-        DIGITS,
+        "0123456789",
     ),
     ("value", "=", "="),
 ]:
-    Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$", re.ASCII), [*first]
-    )
-Loader.add_constructor("tag:yaml.org,2002:int", Loader.number)
-Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.date)
+    known = re.compile(f"(?:{pattern})$", re.ASCII)
+    Loader.add_implicit_resolver(TAG + kind, known, [*first])
+for kind, construct in {
+    "int": Loader.integer,
+    "float": Loader.real,
+    "timestamp": Loader.date,
+}.items():
+    Loader.add_constructor(TAG + kind, construct)
 
 
 def parse_yaml(text: str) -> Any:
     """Parse YAML 1.2, and so as DVC does. Raises yaml.YAMLError, or ValueError."""
     if re.search(r"^%YAML\s+1\.1", text, re.M):
         raise yaml.YAMLError("its first line asks for YAML 1.1: remove it")
-    return yaml.load(text, Loader)
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        loader.check_keys(node, set())
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:  # libyaml counts a line after the last
+        last = len(text.splitlines()) - 1
+        if error.problem_mark and error.problem_mark.line > last:
+            error.problem_mark = yaml.Mark("", 0, last, 0, None, 0)
+        raise
+    finally:
+        loader.dispose()
 
 
 def parse(text: str, file: str) -> Any:
@@ -103,26 +140,24 @@ def _constants(body: list[ast.stmt], *, of_self: bool = False) -> dict[str, Any]
     found: dict[str, Any] = {}
     for statement in body:
         match statement:
-            case ast.ClassDef(name=name, body=inside):
-                found[name] = _constants(inside)
-            case ast.FunctionDef(name="__init__", body=inside):
-                found |= _constants(inside, of_self=True)
-            case (
-                ast.Assign(targets=[target], value=ast.expr() as value)
-                | ast.AnnAssign(target=target, value=ast.expr() as value)
-            ):
-                match target:
-                    case ast.Name(id=name) if not of_self:
-                        pass
-                    case ast.Attribute(value=ast.Name(id="self"), attr=name):
-                        pass
-                    case _:
-                        continue
-                try:
-                    found[name] = ast.literal_eval(value)
-                except ValueError:
-                    continue
+            case ast.ClassDef():
+                found[statement.name] = _constants(statement.body)
+            case ast.FunctionDef(name="__init__"):
+                found |= _constants(statement.body, of_self=True)
+            case ast.Assign(targets=[target]) | ast.AnnAssign(target=target):
+                with suppress(ValueError):  # no literal, or no simple name
+                    name = _assigned(target, of_self=of_self)
+                    found[name] = ast.literal_eval(statement.value or target)
     return found
+
+
+def _assigned(target: ast.expr, *, of_self: bool) -> str:
+    match target:
+        case ast.Name(id=name) if not of_self:
+            return name
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return name
+    raise ValueError
 
 
 class Params(dict[str, Any]):
@@ -141,8 +176,18 @@ class Params(dict[str, Any]):
         """Return True, or refuse."""
         return super().__contains__(name) or self.__missing__(str(name))
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a value, never the default: what is declared is there."""
+    def get(self, name: str, *_: Any) -> Any:
+        """Return a value, never a default: what is declared is there."""
+        return self[name]
+
+    def pop(self, name: str, *_: Any) -> Any:
+        """Remove a value and return it."""
+        value = self[name]
+        del self[name]
+        return value
+
+    def setdefault(self, name: str, *_: Any) -> Any:
+        """Return a value: what is declared is there."""
         return self[name]
 
     def __deepcopy__(self, memo: Any) -> dict[str, Any]:
@@ -174,7 +219,7 @@ def select(
         for folder in folders:
             path = f"{path}.{folder}" if path else folder
             inner = dict.setdefault(inner, folder, Params(path, refuse))
-        dict.__setitem__(inner, name, deepcopy(_find(values, declared)))
+        inner[name] = deepcopy(_find(values, declared))
     return found
 
 
