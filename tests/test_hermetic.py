@@ -19,6 +19,7 @@ from dvc.repo import Repo
 
 from stages.plumbing import hermetic, runtime
 from stages.plumbing.errors import one_line
+from stages.plumbing.hermetic.declaration import Contents, Declaration
 from tests.conftest import ROOT, STAGES, commit, contents, edit, run, succeed
 
 PLUMBING = [
@@ -221,6 +222,15 @@ UNDECLARED = {
     "a folder": ('os.listdir("data")', ["reads data,", 'add "- data" to its deps']),
     "a tree": ('list(os.walk("data"))', ["reads data,"]),
     "a pattern": ('list(pathlib.Path("data").glob("*"))', ["reads data,"]),
+    "its own folder": ("os.listdir()", ["reads .,", 'add "- ." to its deps']),
+    "a pattern in its own folder": (
+        'import glob; glob.glob("*.txt")',
+        ["reads .,", 'add "- ." to its deps'],
+    ),
+    "the folder of a module": (
+        'list(pathlib.Path("stages").glob("*.py"))',
+        ["reads stages,", 'add "- stages" to its deps'],
+    ),
     "the folder of an out": (
         'os.makedirs("out", exist_ok=True); os.listdir("out")',
         READ_OUT,
@@ -542,8 +552,12 @@ def test_a_pythonpath_in_the_repository_needs_a_line_in_deps(project):
     assert start(project, PYTHONPATH="data/folder").returncode == 0
 
 
-@pytest.mark.parametrize("prefix", ["compiled", "../compiled"])
-def test_compiled_modules_may_be_kept_in_another_folder(project, prefix):
+@pytest.mark.parametrize(
+    "prefix", ["compiled", "../compiled", "{tmp}/compiled", "{tmp}/a link"]
+)
+def test_compiled_modules_may_be_kept_in_another_folder(project, tmp_path, prefix):
+    (tmp_path / "a link").symlink_to(tmp_path)
+    prefix = prefix.format(tmp=tmp_path)
     variables = {"PYTHONPYCACHEPREFIX": prefix, "PYTHONDONTWRITEBYTECODE": ""}
     probe(project, "import wave, numpy")
     for _ in range(2):  # written, then read
@@ -553,6 +567,65 @@ def test_compiled_modules_may_be_kept_in_another_folder(project, prefix):
     probe(project, "import stages.helper")
     for _ in range(2):
         assert refused(start(project, **variables), *READ_HELPER)
+
+
+IGNORED = {
+    ".dvcignore": "# a comment\n*.log\n!keep.log\n/data/folder/c\nname\nfolder/\n",
+    "data/folder/sub/.dvcignore": "*.png\n!b.log\n",
+}
+NAMES = [
+    *("a.log", "keep.log", "c", "c/x", "name", "names", "name/x", "folder/x", "folder"),
+    *(
+        "x/x",
+        "sub/a.log",
+        "sub/b.log",
+        "sub/c.png",
+        "d.png",
+        "sub/folder/x",
+        "sub/name",
+    ),
+]
+
+
+def test_a_file_that_dvcignore_hides_is_refused(project):
+    """An edit of it would change nothing."""
+    (project / ".dvcignore").write_text("*.tmp\n")
+    (project / "data/folder/hidden.tmp").touch()
+    probe(project, 'open("data/folder/sub/file"); open("data/folder/hidden.tmp")')
+    words = "reads data/folder/hidden.tmp, which .dvcignore hides from DVC"
+    assert refused(start(project), words)
+
+
+def test_what_is_ignored_is_what_dvc_ignores(tmp_path):
+    root = tmp_path / "root"
+    for name, text in IGNORED.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / ".dvc").mkdir()
+    (root / ".dvc/config").write_text("[core]\nno_scm = true\n")
+    for name in NAMES:  # some as a file in a folder that is a file elsewhere
+        shutil.rmtree(root / "data/folder" / name.split("/")[0], ignore_errors=True)
+        (root / "data/folder/sub").mkdir(parents=True, exist_ok=True)
+        for file, text in IGNORED.items():
+            (root / file).write_text(text)
+        path = root / "data/folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        dep = frozenset({str(root / "data/folder")})
+        declared = Declaration("s", str(root), str(root), dep, *[frozenset()] * 2)
+        theirs = Repo(str(root)).dvcignore.is_ignored_file(str(path))
+        assert Contents(declared).is_ignored(str(path)) == theirs, name
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "path", ["/opt/datasets/a.csv", "/run/media/usb/a.csv", "/dev/shm/a", "/mnt/a"]
+)
+def test_what_is_mounted_or_shared_is_not_the_systems(guard, path):
+    for system in ("/etc/hosts", "/usr/share/zoneinfo/UTC", "/proc/cpuinfo"):
+        guard.check_read(system)
+    with pytest.raises(hermetic.Undeclared, match="outside the repository"):
+        guard.check_read(path)
 
 
 @pytest.fixture

@@ -196,16 +196,22 @@ class Contents:
             self._patterns[folder] = [*always, *filter(None, lines)]
 
     def is_ignored(self, path: str) -> bool:
-        """Tell whether .dvcignore hides a file of the repository from DVC.
+        """Tell whether .dvcignore hides a file of the repository, or a folder above it.
 
-        Its patterns go for its folder and all below; the deepest one decides.
+        The patterns go for all below their folder; those of the deepest one decide.
         """
-        folder = os.path.dirname(path)
-        while covering(folder, [self._root]):
-            ignored = _matches(self._patterns.get(folder, []), path[len(folder) + 1 :])
-            if ignored is not None:
-                return ignored
-            folder = os.path.dirname(folder)
+        deepest_first = sorted(self._patterns.items(), reverse=True)
+        end = len(self._root)
+        while 0 <= end < len(path):
+            end = path.find(os.sep, end + 1)
+            here = path if end < 0 else path[: end + 1]
+            verdicts = [
+                _match(patterns, here[len(folder) + 1 :])
+                for folder, patterns in deepest_first
+                if here.startswith(folder + os.sep)
+            ]
+            if next((found for found in verdicts if found is not None), False):
+                return True
         return False
 
 
@@ -213,12 +219,14 @@ def _is_module(name: str) -> bool:
     return name.endswith(".py")
 
 
-def _matches(patterns: list[str], path: str) -> bool | None:
-    """Tell whether patterns take a path out, or in again, or say nothing of it."""
+def _match(patterns: list[str], path: str) -> bool | None:
+    """Tell whether patterns take a path out (True), or in again, or say nothing of it.
+
+    A folder ends with a slash.
+    """
     if all(re.fullmatch(r"[\w.-]+/?", pattern) for pattern in patterns):
-        *folders, name = path.split(os.sep)  # the usual ones need no library
-        names = {*folders, *(f"{folder}/" for folder in folders), name}
-        return True if names & set(patterns) else None
+        name = re.sub(r".*/(?=.)", "", path)  # the usual ones need no library
+        return True if {name, name.rstrip(os.sep)} & {*patterns} else None
     from pathspec import GitIgnoreSpec
 
     return GitIgnoreSpec.from_lines(patterns).check_file(path).include
