@@ -4,17 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
 
 from stages.plumbing.hermetic import landlock
-from tests.conftest import ROOT, commit, copy, edit, run, stages_run, succeed
+from tests.conftest import ROOT, commit, edit, run, succeed
 
 GUARD = ROOT / "stages/plumbing/hermetic"
 ENFORCE = "import hermetic; hermetic.enforce()\n"
@@ -25,68 +23,47 @@ needs_landlock = pytest.mark.skipif(
 Project = Callable[..., Path]
 
 
-def make(folder: Path, files: dict[str, str]) -> Path:
-    """Make a repository of some files, with the guard in src, and commit it."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(GUARD, folder / "src/hermetic", ignore=ignored)
-    always = {
-        ".dvc/config": "[core]\nanalytics = false\n",
-        ".dvcignore": "__pycache__/\n",
-        ".gitignore": "__pycache__/\n/.dvc/tmp\n/.dvc/cache\n",
-    }
-    for name, text in {**always, **files}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(textwrap.dedent(text), "utf-8")
-    commit(folder)
-    return folder
-
-
 @pytest.fixture
-def project() -> Iterator[Project]:
-    """Return a function that makes a repository of some files.
+def project(tmp_path: Path) -> Project:
+    """Make a repository of some files, with the guard beside them, and commit it."""
 
-    Its home and its temporary files lie beside it, where sockets are allowed no more
-    than 107 bytes for a path: the folders of pytest have too long names.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        yield lambda files: make(Path(folder).resolve() / "project", files)
+    def make(files: dict[str, str], guard: str = "src/hermetic") -> Path:
+        folder = tmp_path / "project"
+        shutil.copytree(
+            GUARD, folder / guard, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(textwrap.dedent(text), "utf-8")
+        (folder / ".dvc").mkdir(exist_ok=True)
+        (folder / ".dvc/config").write_text("[core]\nanalytics = false\n", "utf-8")
+        (folder / ".dvcignore").write_text("__pycache__/\n", "utf-8")
+        (folder / ".gitignore").write_text("__pycache__/\n.dvc/tmp\n", "utf-8")
+        commit(folder)
+        return folder
+
+    return make
 
 
 def by_hand(
-    folder: Path, *command: str, stage: str = "s"
+    folder: Path, *command: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of a stage as DVC does, but faster."""
-    return run(folder, "python", "-W", "ignore", *command, DVC_STAGE=stage)
+    """Run a command of the stage `s` as DVC does, but faster."""
+    return run(folder, "python", "-W", "ignore", *command, DVC_STAGE="s", **env)
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last thing that a stage says, which has to be of the guard."""
-    assert done.returncode, (done.stdout, done.stderr)
-    lines = [x for x in done.stderr.splitlines() if x and not x.startswith("ERROR: ")]
-    _, found, text = lines[-1].partition("Undeclared: ")
-    assert found, done.stderr
-    return text
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    return done.stderr.splitlines()[-1]
 
 
-def obey(file: Path, text: str) -> None:
-    """Add to dvc.yaml the line that a refusal asks for."""
-    asked = re.search(r'^stage ([\w@]+) .* add "- (.+)" to its (\w+)', text)
-    assert asked, text
-    stage, line, section = asked.groups()
-    content = yaml.safe_load(file.read_text("utf-8"))
-    entry = content["stages"][stage.partition("@")[0]]
-    entry.get("do", entry).setdefault(section, []).append(yaml.safe_load(line))
-    file.write_text(yaml.safe_dump(content), "utf-8")
-
-
-def script(body: str, enforce: str = ENFORCE) -> str:
+def script(body: str) -> str:
     """Return a stage that is guarded."""
-    return enforce + textwrap.dedent(body)
+    return ENFORCE + textwrap.dedent(body)
 
 
-ROWS = "".join(f'<row Id="{n}" Tags="{"r" if n % 2 else ""}"/>' for n in range(9))
 GET_STARTED = {
-    "data/data.xml": f"<posts>{ROWS}</posts>",
+    "data/data.xml": "<row>1</row>\n<row>2</row>\n",
     "params.yaml": """
         prepare: {split: 0.5, seed: 20170428, unused: 1}
         featurize: {max_features: 2}
@@ -107,28 +84,24 @@ GET_STARTED = {
           train:
             cmd: python src/train.py data/features model.pkl
             deps: [data/features, src/hermetic, src/train.py]
-            params: [train.n_est, train.seed]
+            params: [train]
             outs: [model.pkl]
           evaluate:
             cmd: python src/evaluate.py model.pkl data/features
             deps: [data/features, model.pkl, src/hermetic, src/evaluate.py]
             metrics: [eval/metrics.json: {cache: false}]
-            plots: [eval/plots/roc: {cache: false}, eval/importance.csv]
+            plots: [eval/roc.csv: {cache: false}]
         """,
     "src/prepare.py": script("""
-        import os, random, sys
-        import xml.etree.ElementTree
+        import os, sys
+        seed = hermetic.read_params("prepare.seed")
         params = hermetic.read_params("prepare")
-        random.seed(params["seed"])
+        assert params == {"split": 0.5, "seed": seed}
         os.makedirs(os.path.join("data", "prepared"), exist_ok=True)
-        with open(sys.argv[1]) as file:
-            rows = list(xml.etree.ElementTree.parse(file).getroot())
-        random.shuffle(rows)
-        split = int(len(rows) * params["split"])
-        for name, part in (("train", rows[split:]), ("test", rows[:split])):
+        text = open(sys.argv[1]).read()
+        for name in ("train", "test"):
             with open(f"data/prepared/{name}.tsv", "w") as file:
-                for row in part:
-                    file.write(f"{row.get('Id')}\\t{row.get('Tags')}\\n")
+                file.write(text)
         """),
     "src/featurize.py": script("""
         import os, pickle, sys
@@ -136,589 +109,430 @@ GET_STARTED = {
         count = hermetic.read_params("featurize.max_features")
         os.makedirs(sys.argv[2], exist_ok=True)
         for name in os.listdir(sys.argv[1]):
-            with open(os.path.join(sys.argv[1], name)) as file:
-                rows = [line.rstrip("\\n").split("\\t") for line in file]
-            inputs = np.array([[int(n) % 2, 0, int(n)][:count] for n, _ in rows])
-            target = os.path.join(sys.argv[2], name.replace(".tsv", ".pkl"))
-            with open(target, "wb") as file:
-                pickle.dump((inputs, [tag == "r" for _, tag in rows]), file)
+            rows = open(os.path.join(sys.argv[1], name)).read().split()[:count]
+            with open(os.path.join(sys.argv[2], name + ".pkl"), "wb") as file:
+                pickle.dump(np.array([len(row) for row in rows]), file)
         """),
     "src/train.py": script("""
-        import os, pickle, sys
+        import pickle, sys
         import joblib
-        from sklearn.ensemble import RandomForestClassifier
-        params = hermetic.read_params("train")
-        with open(os.path.join(sys.argv[1], "train.pkl"), "rb") as file:
-            inputs, labels = pickle.load(file)
-        model = RandomForestClassifier(
-            n_estimators=params["n_est"], n_jobs=2, random_state=params["seed"]
-        )
-        model.fit(inputs, labels)
-        with open(sys.argv[2], "wb") as file:
-            pickle.dump(model, file)
+        n_est = hermetic.read_params("train")["n_est"]
+        with open(sys.argv[1] + "/train.tsv.pkl", "rb") as file:
+            model = pickle.load(file) * n_est
         joblib.dump(model, sys.argv[2])
         """),
     "src/evaluate.py": script("""
         import json, os, sys
         import joblib
         model = joblib.load(sys.argv[1])
-        inputs, labels = joblib.load(os.path.join(sys.argv[2], "test.pkl"))
-        os.makedirs("eval/plots/roc", exist_ok=True)
+        os.makedirs("eval", exist_ok=True)
         with open("eval/metrics.json", "w") as file:
-            json.dump({"acc": model.score(inputs, labels), "n": len(labels)}, file)
-        with open("eval/plots/roc/test.csv", "w") as file:
+            json.dump({"sum": int(model.sum())}, file)
+        with open("eval/roc.csv", "w") as file:
             file.write("x,y\\n0,1\\n")
-        with open("eval/importance.csv", "w") as file:
-            file.write("name,importance\\nodd,1\\n")
         """),
 }
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a pipeline like DVC's example-get-started."""
-    folder = make(tmp_path_factory.mktemp("example") / "project", GET_STARTED)
-    stdout = succeed(folder, "dvc", "repro")
-    assert stages_run(stdout) == ["prepare", "featurize", "train", "evaluate"]
-    return folder
-
-
-def test_a_pipeline_like_dvcs_example_runs_and_reruns_what_has_changed(
-    example, tmp_path
-):
-    folder = copy(example, tmp_path / "project")
-    assert json.loads((folder / "eval/metrics.json").read_text()) == {"acc": 1, "n": 4}
+def test_a_pipeline_like_dvcs_example_runs_and_reruns_what_has_changed(project):
+    folder = project(GET_STARTED)
+    assert succeed(folder, "dvc", "repro").count("Running stage") == 4
+    assert json.loads((folder / "eval/metrics.json").read_text()) == {"sum": 72}
     edit(folder / "params.yaml", "unused: 1", "unused: 2")
-    assert stages_run(succeed(folder, "dvc", "repro")) == []
+    assert "Running stage" not in succeed(folder, "dvc", "repro")
     edit(folder / "params.yaml", "n_est: 3", "n_est: 1")
-    assert stages_run(succeed(folder, "dvc", "repro")) == ["train", "evaluate"]
+    assert succeed(folder, "dvc", "repro").count("Running stage") == 2
 
 
 FORGOTTEN = {
-    "a parameter": ("prepare", "prepare.seed, ", ["prepare.seed"]),
-    "a dep": ("train", "data/features, ", ["data/features/train.pkl"]),
-    "a dep in the root": ("evaluate", "model.pkl, ", ["model.pkl"]),
-    "an out": ("prepare", "outs: [data/prepared]", ["data/prepared"]),
-    "an out in the root": ("train", "outs: [model.pkl]", ["model.pkl"]),
-    "the script": ("train", ", src/train.py", ["src/train.py"]),
+    "a parameter": ("prepare", "prepare.seed, ", "", "prepare.seed"),
+    "a dep": (
+        "train",
+        "[data/features, src/hermetic",
+        "[src/hermetic",
+        "data/features/",
+    ),
+    "the guard": ("prepare", "src/hermetic, ", "", "src/hermetic"),
+    "an out": ("prepare", "outs: [data/prepared]", "", "data/prepared"),
 }
 
 
-@pytest.mark.parametrize(("stage", "text", "lines"), FORGOTTEN.values(), ids=FORGOTTEN)
-def test_each_forgotten_line_is_named_and_then_enough(
-    example, tmp_path, stage, text, lines
+@pytest.mark.parametrize(
+    ("stage", "line", "without", "named"), FORGOTTEN.values(), ids=FORGOTTEN
+)
+def test_what_was_forgotten_is_named_with_the_line_to_add(
+    project, stage, line, without, named
 ):
-    folder = copy(example, tmp_path / "project")
-    before, name, after = (folder / "dvc.yaml").read_text().partition(f"{stage}:")
-    assert text in after
-    after = after.replace(text, "", 1)
-    (folder / "dvc.yaml").write_text(f"{before}{name}{after}", "utf-8")
-    command = after.partition("cmd: python ")[2].splitlines()[0].split()
-    for line in lines:
-        text = told(by_hand(folder, *command, stage=stage))
-        assert f'which dvc.yaml does not declare: add "- {line}" to its ' in text
-        obey(folder / "dvc.yaml", text)
-    done = by_hand(folder, *command, stage=stage)
-    assert (done.returncode, done.stderr) == (0, "")
+    folder = project(GET_STARTED)
+    before, _, after = (folder / "dvc.yaml").read_text().partition(f"{stage}:")
+    after = after.replace(line, without, 1)
+    (folder / "dvc.yaml").write_text(f"{before}{stage}:{after}")
+    (folder / "data/features").mkdir()
+    (folder / "data/features/train.tsv.pkl").touch()
+    command = (folder / "dvc.yaml").read_text().partition(f"{stage}:")[2]
+    arguments = command.partition("cmd: python ")[2].splitlines()[0].split()
+    done = run(folder, "python", *arguments, DVC_STAGE=stage)
+    assert f"stage {stage} " in last_line(done)
+    assert f'add "- {named}' in last_line(done)
 
 
 class Kind(NamedTuple):
-    """A pipeline whose stage does something that it does not declare."""
+    """A way to declare or to start a stage, and what it must write to `result`."""
 
     files: dict[str, str]
-    """What it does first is declared, and what it does last is not."""
-    told: str
-    """What is said of that."""
-    result: str = "result"
-    """Where it says `done` in the end."""
-    stages: tuple[str, ...] = ("s",)
+    result: str = "done"
+    file: str = "result"
+    runs: int = 1
 
 
-def dvc_yaml(text: str) -> str:
-    """Return a dvc.yaml of one stage."""
-    return f"stages: {{s: {{{text}}}}}"
-
-
-DONE = "\nopen('result', 'w').write('done')\n"
+WRITE = ENFORCE + "open('result', 'w').write('done')\n"
 KINDS = {
     "a module": Kind(
         {
-            "other": "",
-            "src/w.py": script(
-                DONE + "open('other')", "from src import hermetic; hermetic.enforce()\n"
-            ),
-            "dvc.yaml": dvc_yaml("cmd: python -m src.w, deps: [src], outs: [result]"),
-        },
-        'stage s reads other, which dvc.yaml does not declare: add "- other" to its '
-        "deps",
+            "src/write.py": "from src import hermetic\nhermetic.enforce()\n"
+            "open('result', 'w').write('done')\n",
+            "dvc.yaml": """
+                stages: {s: {cmd: python -m src.write, deps: [src], outs: [result]}}
+                """,
+        }
     ),
     "a list of commands": Kind(
         {
-            "src/one.py": script("open('one', 'w').write('done')"),
-            "src/two.py": script("""
-                open("result", "w").write(open("one").read())
-                open("three", "w")
-                """),
-            "dvc.yaml": dvc_yaml(
-                "cmd: [python src/one.py, python src/two.py], "
-                "deps: [src], outs: [one, result]"
-            ),
-        },
-        'stage s writes three, which dvc.yaml does not declare: add "- three" to its '
-        "outs",
+            "src/one.py": ENFORCE + "open('one', 'w').write('do')\n",
+            "src/two.py": ENFORCE
+            + "open('result', 'w').write(open('one').read() + 'ne')\n",
+            "dvc.yaml": """
+                stages:
+                  s:
+                    cmd: [python src/one.py, python src/two.py]
+                    deps: [src]
+                    outs: [one, result]
+                """,
+        }
     ),
     "a wdir": Kind(
         {
-            "outer": "",
             "part/in": "done",
             "part/params.yaml": "p: {q: 1}",
-            "src/w.py": script("""
-                assert hermetic.read_params("p.q") == 1
-                open("result", "w").write(open("in").read())
-                open("../outer")
-                """),
-            "dvc.yaml": dvc_yaml(
-                "cmd: python ../src/w.py, wdir: part, deps: [in, ../src], "
-                "params: [p.q], outs: [result]"
-            ),
+            "src/w.py": ENFORCE
+            + "assert hermetic.read_params('p.q') == 1\n"
+            + "open('result', 'w').write(open('in').read())\n",
+            "dvc.yaml": """
+                stages:
+                  s:
+                    cmd: python ../src/w.py
+                    wdir: part
+                    deps: [in, ../src]
+                    params: [p.q]
+                    outs: [result]
+                """,
         },
-        'stage s reads ../outer, which dvc.yaml does not declare: add "- ../outer" to '
-        "its deps",
-        result="part/result",
+        file="part/result",
     ),
     "foreach": Kind(
         {
-            "other": "",
-            "src/w.py": script("""
-                import sys
-                open(sys.argv[1], "w").write("done")
-                open("other")
-                """),
-            "dvc.yaml": dvc_yaml(
-                "foreach: [1, 2], do: {cmd: 'python src/w.py result${item}', "
-                "deps: [src], outs: ['result${item}']}"
-            ),
+            "src/w.py": ENFORCE + "import sys; open(sys.argv[1], 'w').write('done')\n",
+            "dvc.yaml": """
+                stages:
+                  s:
+                    foreach: [1, 2]
+                    do:
+                      cmd: python src/w.py result${item}
+                      deps: [src]
+                      outs: ['result${item}']
+                """,
         },
-        'stage s@1 reads other, which dvc.yaml does not declare: add "- other" to its '
-        "deps",
-        result="result2",
-        stages=("s@1", "s@2"),
+        file="result2",
+        runs=2,
     ),
     "a matrix": Kind(
         {
-            "params.yaml": "{a: 1, b: 2}",
-            "src/w.py": script("""
-                import sys
-                assert hermetic.read_params("a") == 1
-                open(sys.argv[1], "w").write("done")
-                hermetic.read_params("b")
-                """),
-            "dvc.yaml": dvc_yaml(
-                "matrix: {n: [1, 2]}, cmd: 'python src/w.py result${item.n}', "
-                "deps: [src], params: [a], outs: ['result${item.n}']"
-            ),
+            "src/w.py": ENFORCE + "import sys; open(sys.argv[1], 'w').write('done')\n",
+            "dvc.yaml": """
+                stages:
+                  s:
+                    matrix: {n: [1, 2]}
+                    cmd: python src/w.py result${item.n}
+                    deps: [src]
+                    outs: ['result${item.n}']
+                """,
         },
-        'stage s@1 reads b, which dvc.yaml does not declare: add "- b" to its params',
-        result="result2",
-        stages=("s@1", "s@2"),
+        file="result2",
+        runs=2,
     ),
     "a template": Kind(
         {
-            "params.yaml": "{name: result, more: {name: more}}",
-            "src/w.py": script(DONE + "open('more', 'w')"),
-            "dvc.yaml": dvc_yaml(
-                "cmd: python src/w.py, deps: [src], outs: ['${name}']"
-            ),
-        },
-        'stage s writes more, which dvc.yaml does not declare: add "- more" to its '
-        "outs",
+            "params.yaml": "name: result",
+            "src/w.py": WRITE,
+            "dvc.yaml": """
+                stages: {s: {cmd: 'python src/w.py', deps: [src], outs: ['${name}']}}
+                """,
+        }
     ),
-    "a dvc.yaml in a subfolder": Kind(
+    "a subfolder": Kind(
         {
-            "outer": "",
-            "src/w.py": script(DONE + "open('../outer')"),
-            "sub/dvc.yaml": dvc_yaml(
-                "cmd: python ../src/w.py, deps: [../src], outs: [result]"
-            ),
+            "sub/dvc.yaml": """
+                stages: {s: {cmd: python ../src/w.py, deps: [../src], outs: [result]}}
+                """,
+            "src/w.py": WRITE,
         },
-        'stage s reads ../outer, which dvc.yaml does not declare: add "- ../outer" to '
-        "its deps",
-        result="sub/result",
-        stages=("sub/dvc.yaml:s",),
+        file="sub/result",
     ),
-    "outs that are folders": Kind(
+    "an out that is a folder": Kind(
         {
-            "src/w.py": script("""
-                import os
-                os.makedirs("out/a")
-                open("out/a/result", "w").write("done")
-                os.makedirs("more")
-                open("more/file", "w")
-                """),
-            "dvc.yaml": dvc_yaml("cmd: python src/w.py, deps: [src], outs: [out]"),
+            "src/w.py": ENFORCE
+            + "import os; os.makedirs('out/a'); open('out/a/b', 'w').write('done')\n",
+            "dvc.yaml": "stages: {s: {cmd: python src/w.py, deps: [src], outs: [out]}}",
         },
-        'stage s writes more, which dvc.yaml does not declare: add "- more" to its '
-        "outs",
-        result="out/a/result",
+        file="out/a/b",
     ),
-    "params in JSON, TOML and Python": Kind(
+    "parameters in JSON, TOML and Python": Kind(
         {
-            "p.json": '{"a": {"b": 1, "c": 4}}',
+            "p.json": '{"a": {"b": 1}}',
             "p.toml": "[a]\nb = 2\n",
             "p.py": "class A:\n    b = 3\n",
-            "src/w.py": script(
-                """
-                assert hermetic.read_params("a.b", "p.json") == 1
-                assert hermetic.read_params("a.b", "p.toml") == 2
-                assert hermetic.read_params("A.b", "p.py") == 3
-                open("result", "w").write("done")
-                assert hermetic.read_params("a.c", "p.json") == 4
-                """
-            ),
-            "dvc.yaml": dvc_yaml(
-                "cmd: python src/w.py, deps: [src], outs: [result], "
-                "params: [{p.json: [a.b]}, {p.toml: [a.b]}, {p.py: [A.b]}]"
-            ),
-        },
-        'stage s reads a.c, which dvc.yaml does not declare: add "- p.json: [a.c]" to '
-        "its params",
+            "src/w.py": ENFORCE
+            + "read = hermetic.read_params\n"
+            + "assert read('a.b', 'p.json') == 1\n"
+            + "assert read('a.b', 'p.toml') == 2\n"
+            + "assert read('A.b', 'p.py') == 3\n"
+            + "open('result', 'w').write('done')\n",
+            "dvc.yaml": """
+                stages:
+                  s:
+                    cmd: python src/w.py
+                    deps: [src]
+                    params: [p.json: [a.b], p.toml: [a.b], p.py: [A.b]]
+                    outs: [result]
+                """,
+        }
     ),
     "a whole parameter file": Kind(
         {
             "params.yaml": "a: done",
-            "other.json": '{"a": 1}',
-            "src/w.py": script("""
-                import json, yaml
-                open("result", "w").write(yaml.safe_load(open("params.yaml"))["a"])
-                json.load(open("other.json"))
-                """),
-            "dvc.yaml": dvc_yaml(
-                "cmd: python src/w.py, deps: [src], params: [{params.yaml: }], "
-                "outs: [result]"
-            ),
-        },
-        'stage s reads other.json, which dvc.yaml does not declare: add "- other.json" '
-        "to its deps",
-    ),
-}
-WORKERS = {
-    "joblib": Kind(
-        {
-            "in": "done",
-            "other": "",
-            "src/w.py": script("""
-                import numpy as np
-                from joblib import Parallel, delayed
-
-                def read(name):
-                    with open(name) as file:
-                        return file.read()
-
-                def add(array):
-                    return array.sum(), isinstance(array, np.memmap)
-
-                for backend, is_mapped in (("loky", True), ("threading", False)):
-                    parallel = Parallel(n_jobs=2, backend=backend)
-                    texts = parallel(delayed(read)("in") for _ in range(2))
-                    assert texts == ["done"] * 2
-                    large = np.ones(200_000)  # joblib maps those of more than a MB
-                    sums = parallel(delayed(add)(large) for _ in range(2))
-                    assert sums == [(200_000, is_mapped)] * 2
-                open("result", "w").write(texts[0])
-                Parallel(n_jobs=2)(delayed(read)("other") for _ in range(2))
-                """),
-            "dvc.yaml": dvc_yaml(
-                "cmd: python src/w.py, deps: [src, in], outs: [result]"
-            ),
-        },
-        'stage s uses other, which dvc.yaml does not declare: add "- other" to its '
-        "deps, or to its outs",
-    ),
-    "multiprocessing": Kind(
-        {
-            "in": "done",
-            "other": "",
-            "params.yaml": "{a: in, b: 2}",
-            "src/w.py": script("""
-                import multiprocessing
-                name = hermetic.read_params("a")  # spawned workers read it again
-
-                def read(other):
-                    with open(other or name) as file:
-                        return file.read()
-
-                def work(method, other):
-                    with multiprocessing.get_context(method).Pool(2) as pool:
-                        return pool.map(read, [other] * 2)
-
-                if __name__ == "__main__":
-                    for method in ("fork", "spawn", "forkserver"):
-                        assert work(method, "") == ["done"] * 2
-                    open("result", "w").write("done")
-                    work("spawn", "other")
-                """),
-            "dvc.yaml": dvc_yaml(
-                "cmd: python src/w.py, deps: [src, in], params: [a], outs: [result]"
-            ),
-        },
-        'stage s reads other, which dvc.yaml does not declare: add "- other" to its '
-        "deps",
+            "src/w.py": ENFORCE
+            + "import yaml; text = yaml.safe_load(open('params.yaml'))['a']\n"
+            + "open('result', 'w').write(text)\n",
+            "dvc.yaml": """
+                stages:
+                  s:
+                    cmd: python src/w.py
+                    deps: [src]
+                    params: [params.yaml: ]
+                    outs: [result]
+                """,
+        }
     ),
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *(pytest.param(kind, id=name) for name, kind in KINDS.items()),
-        *(
-            pytest.param(kind, id=name, marks=needs_landlock)
-            for name, kind in WORKERS.items()
-        ),
-    ],
-)
-def test_in_every_kind_of_stage_the_line_to_add_is_named_and_then_enough(project, kind):
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_of_stage_is_guarded_under_dvc(project, kind):
     folder = project(kind.files)
-    file = next(name for name in kind.files if name.endswith("dvc.yaml"))
-    command = ["dvc", "repro", *([file] if "/" in file else [])]
-    text = told(run(folder, *command))
-    assert text == kind.told
-    obey(folder / file, text)
-    assert stages_run(succeed(folder, *command)) == [*kind.stages]
-    assert (folder / kind.result).read_text() == "done"
+    pipeline = next(name for name in kind.files if name.endswith("dvc.yaml"))
+    where = [pipeline] if "/" in pipeline else []
+    assert succeed(folder, "dvc", "repro", *where).count("Running stage") == kind.runs
+    assert (folder / kind.file).read_text() == kind.result
+    scripts = [name for name in kind.files if name.startswith("src/")]
+    for script in scripts:
+        text = (folder / script).read_text()
+        (folder / script).write_text(f"{text}open('{folder}/.gitignore')\n")
+    done = run(folder, "dvc", "repro", *where)
+    assert ".gitignore, which dvc.yaml does not declare: add" in done.stderr
 
 
-SWALLOW = """
-    import multiprocessing, sys
-
-    def read(name):
-        try:
-            return open(name).read()
-        except OSError:
-            return "swallowed"
-
-    if __name__ == "__main__":
-        with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
-            print(*pool.map(read, ["in", "other"]))
+PARAMS = """
+    stages: {s: {cmd: python src/w.py, deps: [src], params: [a.b, a.c.d], outs: [o]}}
     """
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("deed", "named"),
     [
-        "fork",
-        pytest.param("spawn", marks=needs_landlock),
-        pytest.param("forkserver", marks=needs_landlock),
+        ("hermetic.read_params('a')['x']", "a.x"),
+        ("hermetic.read_params('a').get('x')", "a.x"),
+        ("'x' in hermetic.read_params('a')", "a.x"),
+        ("hermetic.read_params('a')['c']['e']", "a.c.e"),
+        ("hermetic.read_params()['z']", "z"),
+        ("hermetic.read_params('a.x')", "a.x"),
+        ("hermetic.read_params('z')", "z"),
     ],
 )
-def test_a_refusal_that_a_worker_swallows_fails_the_stage(project, method):
+def test_another_parameter_is_refused_by_its_name(project, deed, named):
+    good = "assert hermetic.read_params() == {'a': {'b': 1, 'c': {'d': 2}}}\n"
     files = {
-        "in": "done",
-        "other": "",
-        "src/w.py": script(SWALLOW),
-        "dvc.yaml": dvc_yaml("cmd: c, deps: [src, in], outs: [result]"),
+        "params.yaml": "{a: {b: 1, c: {d: 2, e: 3}, x: 4}, z: 5}",
+        "src/w.py": ENFORCE + good + deed,
+        "dvc.yaml": PARAMS,
     }
-    done = by_hand(project(files), "src/w.py", method)
-    assert done.stdout == "done swallowed\n"
-    assert told(done) == (
-        'stage s reads other, which dvc.yaml does not declare: add "- other" to its '
-        "deps"
+    told = last_line(by_hand(project(files), "src/w.py"))
+    assert f'reads {named}, which dvc.yaml does not declare: add "- {named}" to' in told
+
+
+def test_a_command_shows_which_line_used_what_and_what_is_too_much(project):
+    folder = project(GET_STARTED)
+    edit(
+        folder / "dvc.yaml",
+        "deps: [data/features, src/h",
+        "deps: [src, data/features, src/h",
     )
-
-
-PARAMS = {
-    "params.yaml": "{a: {b: 1, c: {d: 2, e: 3}, x: 4}, z: 5}",
-    "dvc.yaml": dvc_yaml("cmd: c, deps: [src], params: [a.b, a.c.d], outs: [o]"),
-}
-OTHER_PARAMS = {
-    "hermetic.read_params('a')['x'] == 4": "a.x",
-    "hermetic.read_params('a').get('x') == 4": "a.x",
-    "'x' in hermetic.read_params('a')": "a.x",
-    "hermetic.read_params('a')['c']['e'] == 3": "a.c.e",
-    "hermetic.read_params()['z'] == 5": "z",
-    "hermetic.read_params('a.x') == 4": "a.x",
-    "hermetic.read_params('z') == 5": "z",
-}
-
-
-def test_a_key_above_the_declared_ones_is_a_mapping_of_these(project):
-    body = """
-        assert hermetic.read_params() == {"a": {"b": 1, "c": {"d": 2}}}
-        assert hermetic.read_params("a") == {"b": 1, "c": {"d": 2}}
-        assert hermetic.read_params("a.c") == {"d": 2}
-        """
-    done = by_hand(project({**PARAMS, "src/w.py": script(body)}), "src/w.py")
+    edit(folder / "dvc.yaml", "params: [train]", "params: [train, prepare]")
+    module = {"PYTHONPATH": "src"}
+    done = run(folder, "python", "-m", "hermetic", **module)
+    table = done.stdout.split("\ntrain\n")[1]
+    assert dict(re.findall(r"^  (\S.*?)  +(.+)$", table, re.M)) == {
+        "data/features": "src/train.py:6",
+        "params.yaml: prepare": "not used by Python",
+        "params.yaml: train": "src/train.py:5",
+        "src": "src/train.py:1",
+        "src/hermetic": "declared twice: it is in src",
+        "src/train.py": "declared twice: it is in src",
+    }
+    assert done.returncode == 1
+    edit(folder / "dvc.yaml", "deps: [src, data/features", "deps: [data/features")
+    edit(folder / "dvc.yaml", "params: [train, prepare]", "params: [train]")
+    done = run(folder, "python", "-m", "hermetic", "evaluate", **module)
+    assert "\nevaluate\n" in done.stdout
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("question", "name"), OTHER_PARAMS.items())
-def test_another_parameter_is_refused_by_its_name(project, question, name):
-    folder = project({**PARAMS, "src/w.py": script(f"assert {question}")})
-    text = told(by_hand(folder, "src/w.py"))
-    assert text == (
-        f'stage s reads {name}, which dvc.yaml does not declare: add "- {name}" to its '
-        "params"
-    )
-    obey(folder / "dvc.yaml", text)
-    done = by_hand(folder, "src/w.py")
-    assert (done.returncode, done.stderr) == (0, "")
+# Libraries that do more than a stage declares. docs/guard.md lists what to allow.
+
+ONE_STAGE = """
+    stages: {s: {cmd: python src/w.py, deps: [src, in], outs: [out/result]}}
+    """
 
 
-class Allowed(NamedTuple):
-    """A stage that needs more than dvc.yaml can declare."""
-
-    body: str
-    allow: dict[str, str]
-    """No more than it takes, and what is said where that is missing."""
-    files: dict[str, str]
-
-
-ALLOWED = {
-    "Hugging Face's cache": Allowed(
-        """
-        from pathlib import Path
-
-        model = Path.home() / ".cache/huggingface/hub/models--a--b"
-        blob, link = model / "blobs/123", model / "snapshots/456/config.json"
-        for file in (blob, link):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        part = blob.with_suffix(".incomplete")
-        part.write_text("done")
-        part.rename(blob)
-        link.symlink_to("../../blobs/123")
-        assert [file.name for file in model.rglob("*.json")] == ["config.json"]
-        open("result", "w").write(link.read_text())
-        """,
-        {
-            "~/.cache/huggingface/": (
-                r"stage s writes \S+/\.cache/huggingface/\S+, outside the repository: "
-            )
-        },
-        {},
-    ),
-    "Git": Allowed(
-        """
-        import subprocess
-
-        command = ["git", "rev-parse", "HEAD"]
-        revision = subprocess.run(command, check=True, capture_output=True).stdout
-        assert len(revision.strip()) == 40
-        open("result", "w").write("done")
-        """,
-        {
-            ".git/": (
-                "stage s and the programs it starts can use only what dvc.yaml declares"
-            ),
-            "~/.gitconfig": r"stage s uses \S+/\.gitconfig, outside the repository: ",
-        },
-        {"../.gitconfig": "[user]\nname = A\n"},
-    ),
-}
+def one_stage(body: str, allow: str = "") -> dict[str, str]:
+    """Return a pipeline of one stage, whose main module may be imported again."""
+    main = textwrap.indent(textwrap.dedent(body), "    ")
+    enforce = f"import hermetic; hermetic.enforce(allow={allow or []})\n"
+    text = f"{enforce}{FUNCTIONS}\nif __name__ == '__main__':\n{main}"
+    return {"in": "done", "other": "secret", "src/w.py": text, "dvc.yaml": ONE_STAGE}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(ALLOWED["Hugging Face's cache"], id="Hugging Face's cache"),
-        pytest.param(ALLOWED["Git"], id="Git", marks=needs_landlock),
-    ],
-)
-def test_what_dvc_yaml_cannot_declare_may_be_allowed(project, case):
-    files = {
-        **case.files,
-        "src/w.py": script(case.body),
-        "dvc.yaml": dvc_yaml("cmd: python src/w.py, deps: [src], outs: [result]"),
-    }
-    folder = project(files)
+FUNCTIONS = """
+import contextlib, multiprocessing
 
-    def allow(*places: str) -> None:
-        text = script(case.body, ENFORCE.replace("()", f"(allow={places!r})"))
-        (folder / "src/w.py").write_text(text, "utf-8")
+def read(name):
+    return open(name).read()
 
-    text = told(run(folder, "dvc", "repro"))
-    assert any(re.match(pattern, text) for pattern in case.allow.values())
-    assert not (folder / "result").exists()
-    for place, pattern in case.allow.items():
-        allow(*(case.allow.keys() - {place}))
-        assert re.match(pattern, told(by_hand(folder, "src/w.py")))
-    allow(*case.allow)
-    succeed(folder, "dvc", "repro")
-    assert (folder / "result").read_text() == "done"
+def read_and_hide(name):
+    with contextlib.suppress(OSError):
+        return open(name).read()
 
-
-LOG = """
-    live.log_param("rate", 0.1)
-    for step in range(2):
-        live.log_metric("loss", 1 - step / 2)
-        live.next_step()
-open("model.pkl", "w")
+def write(text):
+    open('out/result', 'w').write(text)
 """
-LIVE_FIRST = f"""
-import os
+SUM = """
+    import joblib, numpy as np
+    rows = np.ones((4, 300_000))
+    sums = joblib.Parallel(n_jobs=2{how})(joblib.delayed(np.sum)(row) for row in rows)
+    assert sums == [300_000] * 4
+    write('done')
+    """
+POOL = """
+    with multiprocessing.get_context({method!r}).Pool(1) as pool:
+        write(pool.apply({function}, [{name!r}]) or '')
+    """
+METHODS = ["fork", "spawn", "forkserver"]
 
-# So that DVCLive leaves it to DVC to track its files.
-os.environ.pop("DVC_EXP_BASELINE_REV", None)
-from dvclive import Live
 
-live = Live(OPTIONS)  # reads DVC's and Git's own files
-import hermetic
+@pytest.mark.parametrize("method", METHODS)
+@needs_landlock
+def test_workers_of_multiprocessing_are_held(project, method):
+    """Their sockets need a path of at most 107 bytes."""
+    short = {"TMPDIR": "/tmp"}
+    for function, name in (
+        ("read", "in"),
+        ("read", "other"),
+        ("read_and_hide", "other"),
+    ):
+        body = POOL.format(method=method, function=function, name=name)
+        folder = project(one_stage(body))
+        done = by_hand(folder, "src/w.py", **short)
+        if name == "in":
+            assert (done.returncode, done.stderr) == (0, "")
+            assert (folder / "out/result").read_text() == "done"
+        else:
+            assert "stage s reads other, which dvc.yaml does not" in last_line(done)
+        shutil.rmtree(folder)
 
-root = os.environ.get("DVC_ROOT", ".")
-hermetic.enforce(allow=[ALLOWED])
-with live:{LOG}"""
-LIVE_LAST = f"""
-import hermetic
 
-hermetic.enforce(allow=[ALLOWED])
-from dvclive import Live
+@needs_landlock
+@pytest.mark.parametrize("how", ["", ", prefer='threads'", ", max_nbytes='1M'"])
+def test_joblib_works(project, how):
+    folder = project(one_stage(SUM.format(how=how)))
+    done = by_hand(folder, "src/w.py", TMPDIR="/tmp")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "out/result").read_text() == "done"
 
-with Live(OPTIONS) as live:{LOG}"""
-LIVE_DVC_YAML = dvc_yaml(
-    "cmd: python src/w.py, deps: [src], outs: [model.pkl, {dvclive/: {cache: false}}]"
-)
-RUNS = 'root + "/.dvc/tmp/exps/run/"'
-OWN = [
+
+@needs_landlock
+def test_workers_of_joblib_are_held(project):
+    body = """
+    import joblib
+    joblib.Parallel(2)(joblib.delayed(read)(name) for name in ['in', 'other'])
+    """
+    folder = project(one_stage(body))
+    done = by_hand(folder, "src/w.py", TMPDIR="/tmp")
+    assert "other, which dvc.yaml does not declare: add" in last_line(done)
+
+
+def test_a_cache_in_the_home_may_be_allowed(project):
+    body = """
+    import os
+    name = os.path.expanduser('~/.cache/huggingface/hub/model')
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    open(name, 'a').write('done')
+    write(open(name).read())
+    """
+    folder = project(one_stage(body, "['~/.cache/huggingface/']"))
+    for text in ("done", "donedone"):
+        succeed(folder, "python", "src/w.py", DVC_STAGE="s")
+        assert (folder / "out/result").read_text() == text
+    edit(folder / "src/w.py", "['~/.cache/huggingface/']", "[]")
+    assert ".cache/huggingface" in last_line(by_hand(folder, "src/w.py"))
+
+
+GIT = """
+    import subprocess
+    command = ['git', 'rev-parse', 'HEAD']
+    write(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """
+
+
+@needs_landlock
+def test_git_works_if_its_files_are_allowed(project):
+    folder = project(one_stage(GIT, "['.git', '~/.gitconfig', '~/.config/git']"))
+    head = succeed(folder, "git", "rev-parse", "HEAD")
+    succeed(folder, "python", "src/w.py", DVC_STAGE="s")
+    assert (folder / "out/result").read_text() == head
+    edit(folder / "src/w.py", "'.git', ", "")
+    told = last_line(by_hand(folder, "src/w.py"))
+    assert "stage s and the programs it starts can use only what dvc.yaml" in told
+
+
+LIVE = """
+    from dvclive import Live
+    with Live() as live:
+        for step in range(2):
+            live.log_metric('loss', step)
+            live.next_step()
+    """
+DVCLIVE = [
     *(".", ".dvc", ".dvcignore", ".git", ".gitignore", "dvc.lock", "dvc.yaml"),
     *("~/.config/dvc", "~/.config/git", "~/.gitconfig", "~/dvc/"),
 ]
-"""What DVCLive itself uses; the last is DVC_SITE_CACHE_DIR in these tests."""
+"""The last one is the folder DVC_SITE_CACHE_DIR of the tests."""
 
 
-def has_logged(folder: Path) -> bool:
-    """Tell whether DVCLive has logged two steps, and forget it."""
-    metrics = json.loads((folder / "dvclive/metrics.json").read_text())
-    shutil.rmtree(folder / "dvclive")
-    return metrics == {"loss": 0.5, "step": 1}
-
-
-@pytest.mark.parametrize(
-    ("options", "places"),
-    [
-        pytest.param("save_dvc_exp=False, dvcyaml=False", RUNS, id="log only"),
-        pytest.param("", f"{RUNS}, 'dvc.yaml'", id="default"),
-    ],
-)
-def test_dvclive_that_is_made_before_the_guard_needs_one_folder(
-    project, options, places
-):
+@needs_landlock
+def test_dvclive_works(project):
     pytest.importorskip("dvclive")
-    program = LIVE_FIRST.replace("OPTIONS", options)
-    files = {"src/w.py": program.replace("ALLOWED", ""), "dvc.yaml": LIVE_DVC_YAML}
+    files = one_stage(LIVE, str(DVCLIVE))
+    files["dvc.yaml"] = ONE_STAGE.replace("out/result", "dvclive/")
     folder = project(files)
-    succeed(folder, "git", "config", "user.name", "A")
-    succeed(folder, "git", "config", "user.email", "a@example.org")
-    text = told(by_hand(folder, "src/w.py"))
-    assert re.search(r"^stage s \w+ (\.dvc/tmp|dvc\.yaml)\b", text)
-    (folder / "src/w.py").write_text(program.replace("ALLOWED", places), "utf-8")
-    for command in (["repro"], ["exp", "run", "--force"]):
-        succeed(folder, "dvc", *command)
-        assert has_logged(folder)
-
-
-def test_dvclive_that_is_made_after_the_guard_needs_dvcs_and_gits_files(project):
-    pytest.importorskip("dvclive")
-    program = LIVE_LAST.replace("OPTIONS", "").replace("ALLOWED", str(OWN)[1:-1])
-    folder = project({"src/w.py": program, "dvc.yaml": LIVE_DVC_YAML})
     for _ in range(2):
         succeed(folder, "dvc", "repro", "--force")
-        assert has_logged(folder)
+        assert json.loads((folder / "dvclive/metrics.json").read_text())["loss"] == 1

@@ -222,9 +222,11 @@ class Guard:
         if self._is_installed(path, is_module) or self._is_installed(real, is_module):
             return
         if covering(real, [declared.root]):
-            to_deps = 'add "- {}" to its deps'
-            is_param_file = path in self.texts
-            remedy = "use hermetic.read_params(KEY)" if is_param_file else to_deps
+            remedy = 'add "- {}" to its deps'
+            if path in self.texts:
+                remedy = "use hermetic.read_params(KEY)"
+            elif covering(path, [f"{declared.root}/.git", f"{declared.root}/.dvc"]):
+                remedy = "name it in enforce(allow=[…])"
             raise self._undeclared("reads", path, remedy)
         if is_module:
             raise self._remember(
@@ -234,7 +236,7 @@ class Guard:
         if covering(real, [SHARED_MEMORY]) or not covering(real, SYSTEM):
             raise self._refuse(
                 f"reads {path}, outside the repository",
-                "copy it into the repository and add it to its deps",
+                "add a copy of it to its deps, or name it in enforce(allow=[…])",
             )
 
     def _is_installed(self, path: str, is_module: bool) -> bool:
@@ -269,20 +271,19 @@ class Guard:
         folder, name = os.path.split(path)
         if "__pycache__" in (name, os.path.basename(folder)):
             return
-        if covering(path, self._compiled) or covering(path, self._allowed):
+        free = [*self._compiled, *self._allowed, self.folder, *TERMINALS]
+        if covering(path, free):
             return
         if refused := self.refusal:
             raise refused
         holds_an_out = any(out.startswith(path + os.sep) for out in outs)
         if covering(path, outs) or holds_an_out or path in self._temporary_outs:
             return
-        if covering(path, [self.folder, *TERMINALS]):
-            return
         if covering(path, [self.declared.root]):
             raise self._undeclared("writes", path, 'add "- {}" to its outs')
         raise self._refuse(
             f"writes {path}, outside the repository",
-            "write to an out inside it, or to the folder that tempfile names",
+            "write to an out, to tempfile's folder, or name it in enforce(allow=[…])",
         )
 
     def read_params(self, key: str, file: str) -> Any:
@@ -292,10 +293,11 @@ class Guard:
 
         def refuse(key: str) -> Undeclared:
             name = self._relative(path)
-            line = key if name == "params.yaml" else f"{name}: [{key}]"
-            return self._undeclared(
-                "reads", key or name, f'add "- {line}" to its params'
-            )
+            line = f"{name}: [{key}]" if key else f"{name}:"
+            if key and name == "params.yaml":
+                line = key
+            remedy = f'add "- {line}" to its params'
+            return self._undeclared("reads", key or name, remedy)
 
         if not keys:
             raise refuse(key)
