@@ -125,6 +125,7 @@ GET_STARTED = {
         import json, os, sys
         import joblib
         model = joblib.load(sys.argv[1])
+        assert len(os.listdir(sys.argv[2])) == 2
         os.makedirs("eval", exist_ok=True)
         with open("eval/metrics.json", "w") as file:
             json.dump({"sum": int(model.sum())}, file)
@@ -504,7 +505,7 @@ GIT = """
 
 @needs_landlock
 def test_git_works_if_its_files_are_allowed(project):
-    folder = project(one_stage(GIT, "['.git', '~/.gitconfig', '~/.config/git']"))
+    folder = project(one_stage(GIT, "['.git', '~/.gitconfig']"))
     head = succeed(folder, "git", "rev-parse", "HEAD")
     succeed(folder, "python", "src/w.py", DVC_STAGE="s")
     assert (folder / "out/result").read_text() == head

@@ -29,7 +29,7 @@ from typing import Any
 
 from . import values
 from .declaration import Declaration, Undeclared, declaration
-from .guard import RECORD, Guard
+from .guard import RECORD, WATCHED, Guard
 from .hold import Hold, temporary
 
 __all__ = [
@@ -92,8 +92,14 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> Guard | None
     if os.environ.get("HERMETIC") == "verbose":
         stage = _guard.declared.stage
         print(f"stage {stage} is held by {protection()}", file=sys.stderr)
-    sys.addaudithook(_guard)
-    return _guard
+    guard = _guard
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in WATCHED:  # there are tens of thousands of others
+            guard(event, arguments)
+
+    sys.addaudithook(hook)
+    return guard
 
 
 def protection() -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -147,7 +147,7 @@ class Guard:
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise Undeclared if dvc.yaml does not declare what is about to happen."""
-        if event not in WATCHED or self.is_over:  # there are tens of thousands
+        if self.is_over:
             return
         if event == "open":
             path, _, flags = arguments
@@ -164,7 +164,7 @@ class Guard:
                 if isinstance(path, str | bytes):
                     self.check_write(_in_folder(os.fsdecode(path), folder))
         elif event in LISTINGS:
-            self._check_listing(arguments[0], sys._getframe(1))
+            self._check_listing(arguments[0])
         elif event == "import" and arguments[1]:  # of an extension module, its file
             self.check_read(arguments[1], is_module=True)
         elif event == "os.exec":
@@ -208,7 +208,9 @@ class Guard:
                     f"reads {self._relative(path)}, which .dvcignore hides from DVC",
                     "correct .dvcignore, or do without",
                 )
-            self._use(dep)
+            for dep in declared.deps:
+                if covering(path, [dep]):
+                    self._use(dep)
             return
         if (path, "*") in declared.params:
             self._use((path, "*"))
@@ -249,12 +251,12 @@ class Guard:
             return in_stdlib and not path.startswith(self._other_packages)
         return path.startswith(self._environment)
 
-    def _check_listing(self, folder: Any, caller: FrameType) -> None:
+    def _check_listing(self, folder: Any) -> None:
         if isinstance(folder, int):  # an open folder, where Linux tells its name
             folder = _in_folder(".", folder)
         folder = absolute(os.fsdecode("." if folder is None else folder))
         is_elsewhere = not covering(folder, [self.declared.root])
-        if caller.f_globals.get("__name__") in LISTERS and (
+        if next(_callers()).f_globals.get("__name__") in LISTERS and (
             is_elsewhere or folder in self._import_folders
         ):
             return
@@ -332,17 +334,12 @@ class Guard:
         self.is_over = was_over
 
     def _line(self) -> str:
-        """Return the line of the repository that runs now, outside the guard."""
-        own = os.path.dirname(__file__)
-        frame: FrameType | None = sys._getframe()
-        while frame:
+        """Return the line of the repository that runs now."""
+        for frame in _callers():
             file = absolute(frame.f_code.co_filename)
             is_other = "<" in file or self._is_installed(file, is_module=True)
-            if covering(file, [self.declared.root]) and not (
-                is_other or covering(file, [own])
-            ):
+            if covering(file, [self.declared.root]) and not is_other:
                 return f"{self._relative(file)}:{frame.f_lineno}"
-            frame = frame.f_back
         return ""
 
     def _relative(self, path: str) -> str:
@@ -365,6 +362,15 @@ class Guard:
 
     def _refuse(self, deed: str, remedy: str) -> Undeclared:
         return Undeclared(f"stage {self.declared.stage} {deed}: {remedy}")
+
+
+def _callers() -> Iterator[FrameType]:
+    """Yield the frames outside the guard, the innermost first."""
+    frame: FrameType | None = sys._getframe()
+    while frame:
+        if os.path.dirname(frame.f_code.co_filename) != os.path.dirname(__file__):
+            yield frame
+        frame = frame.f_back
 
 
 def _content(file: str) -> bytes | OSError:
