@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.plumbing.hermetic import landlock
+from tests import test_hermetic
 from tests.conftest import ROOT, edit, run
-from tests.test_hermetic import probe, project, refused, start, under_dvc  # noqa: F401
+from tests.test_hermetic import probe, refused, start, under_dvc
 
+project = test_hermetic.project
 pytestmark = pytest.mark.skipif(
     not landlock.version(), reason="this kernel has no Landlock"
 )
@@ -69,7 +71,7 @@ subprocess.run([sys.executable, "-c", "import numpy"], check=True)
 
 
 @pytest.mark.parametrize("deed", ALLOWED.values(), ids=ALLOWED)
-def test_c_code_and_programs_may_use_what_is_declared(project, deed):  # noqa: F811
+def test_c_code_and_programs_may_use_what_is_declared(project, deed):
     probe(project, deed, at_import=C)
     done = start(project)
     assert (done.returncode, done.stderr) == (0, "")
@@ -117,7 +119,7 @@ assert subprocess.run(["ln", "data/other", "out/result"]).returncode == 1
 
 
 @pytest.mark.parametrize("deed", DENIED.values(), ids=DENIED)
-def test_c_code_and_programs_get_nothing_else(project, deed):  # noqa: F811
+def test_c_code_and_programs_get_nothing_else(project, deed):
     """Denied, and nothing was read: a stage may go on after that."""
     (project / "link").symlink_to("data/other")
     (project / "script").write_text("true")
@@ -151,7 +153,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("deed", "remedy"), TOLD.values(), ids=TOLD)
-def test_the_last_line_tells_that_dvc_yaml_holds_the_stage(project, deed, remedy):  # noqa: F811
+def test_the_last_line_tells_that_dvc_yaml_holds_the_stage(project, deed, remedy):
     (project / "../outside").write_text("1")
     probe(project, deed, at_import=C)
     done = start(project)
@@ -161,7 +163,7 @@ def test_the_last_line_tells_that_dvc_yaml_holds_the_stage(project, deed, remedy
     assert remedy in last
 
 
-def test_an_error_that_has_nothing_to_do_with_it_is_left_alone(project):  # noqa: F811
+def test_an_error_that_has_nothing_to_do_with_it_is_left_alone(project):
     probe(project, 'raise ValueError("data/other")', at_import=C)
     assert start(project).stderr.endswith("ValueError: data/other\n")
 
@@ -176,14 +178,14 @@ STRAYS = {
 
 
 @pytest.mark.parametrize(("deed", "words"), STRAYS.values(), ids=STRAYS)
-def test_what_is_written_beside_the_outs_fails_the_stage(project, deed, words):  # noqa: F811
+def test_what_is_written_beside_the_outs_fails_the_stage(project, deed, words):
     (project / "out").mkdir()
     (project / "out/earlier").write_text("1")
     probe(project, deed, at_import=C)
     assert refused(start(project), words, "to its outs, or run it again if")
 
 
-def test_a_folder_of_outs_and_others_is_for_writing_only(project):  # noqa: F811
+def test_a_folder_of_outs_and_others_is_for_writing_only(project):
     """Else C code could read what lies beside the out, undeclared."""
     (project / "out").mkdir()
     (project / "out/earlier").write_text("1")
@@ -199,7 +201,7 @@ def test_a_folder_of_outs_and_others_is_for_writing_only(project):  # noqa: F811
     assert start(project).returncode == 0
 
 
-def test_outs_in_the_root_leave_the_rest_of_it_denied(project):  # noqa: F811
+def test_outs_in_the_root_leave_the_rest_of_it_denied(project):
     edit(project / "dvc.yaml", "out/result", "result")
     deed = """
 sh("echo done >result")
@@ -213,7 +215,7 @@ raise SystemExit
     assert refused(start(project), "writes README.md, which dvc.yaml does not declare")
 
 
-def test_the_folder_of_an_out_is_made_and_removed_if_nothing_is_in_it(project):  # noqa: F811
+def test_the_folder_of_an_out_is_made_and_removed_if_nothing_is_in_it(project):
     edit(project / "dvc.yaml", "out/result", "a/b/result")
     probe(project, 'assert os.path.isdir("a/b"); raise SystemExit', at_import=C)
     assert start(project).returncode == 0
@@ -221,7 +223,7 @@ def test_the_folder_of_an_out_is_made_and_removed_if_nothing_is_in_it(project): 
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_deps_may_be_links_to_the_cache(project, kind):  # noqa: F811
+def test_deps_may_be_links_to_the_cache(project, kind):
     dep = project / {"file": "data/file", "folder": "data/folder/sub/file"}[kind]
     under_dvc(project)
     cached = project / ".dvc/cache/files/md5/00/1"
@@ -246,7 +248,7 @@ assert subprocess.run([sys.executable, "-c", code]).returncode == {code}
 
 @pytest.mark.skipif(landlock.version() < 4, reason="Landlock holds TCP from version 4")
 @pytest.mark.parametrize("allowed", [False, True])
-def test_programs_have_no_network_unless_it_is_allowed(project, allowed):  # noqa: F811
+def test_programs_have_no_network_unless_it_is_allowed(project, allowed):
     with socket.create_server(("127.0.0.1", 0)) as server:
         deed = CONNECT.format(port=server.getsockname()[1], code=int(not allowed))
         probe(project, deed, at_import=C)
@@ -267,14 +269,14 @@ def temporary_folders(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "deed", ["pass", "raise ValueError", 'open("data/other")', "sys.exit(3)"]
 )
-def test_temporary_files_are_gone_in_the_end(project, tmp_path, deed):  # noqa: F811
+def test_temporary_files_are_gone_in_the_end(project, tmp_path, deed):
     made = 'open(os.path.join(tempfile.gettempdir(), "file"), "w")'
     probe(project, f"{made}\n{deed}")
     start(project, TMPDIR=str(tmp_path))
     assert temporary_folders(tmp_path) == []
 
 
-def test_what_an_earlier_run_left_in_the_temporary_folder_is_not_read(project):  # noqa: F811
+def test_what_an_earlier_run_left_in_the_temporary_folder_is_not_read(project):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         file = Path(folder, "state")
         file.write_text("1")
@@ -284,7 +286,7 @@ def test_what_an_earlier_run_left_in_the_temporary_folder_is_not_read(project): 
         assert start(project, TMPDIR="/tmp").returncode == 0
 
 
-def test_a_temporary_folder_in_the_repository_is_no_out(project):  # noqa: F811
+def test_a_temporary_folder_in_the_repository_is_no_out(project):
     (project / "tmp").mkdir()
     probe(project, "tempfile.NamedTemporaryFile().write(b'1')")
     done = start(project, TMPDIR="tmp")
@@ -292,7 +294,7 @@ def test_a_temporary_folder_in_the_repository_is_no_out(project):  # noqa: F811
     assert [*(project / "tmp").iterdir()] == []
 
 
-def test_a_stage_says_what_holds_it_only_if_asked(project):  # noqa: F811
+def test_a_stage_says_what_holds_it_only_if_asked(project):
     probe(project, "")
     assert start(project).stderr == ""
     held = "stage probe is held by Python's audit hook and the kernel\n"

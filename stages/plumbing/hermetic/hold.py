@@ -113,17 +113,21 @@ class Hold:
         )
 
     def _watched(self) -> Iterator[tuple[str, State]]:
-        """Yield the files in the folders of the outs that are no outs."""
+        """Yield the files in the folders of the outs that are no outs.
+
+        DVC itself sees what becomes of the outs of other stages.
+        """
         declared, places = self._declared, self._places
         folders = {os.path.dirname(out) for out in declared.outs}
         left_out = {
             *declared.outs,
             *map(temporary, declared.outs),
+            *(declared.others - declared.deps),
             *(places.temporary, *places.allowed, *places.prefixes, *places.modules),
         }
         todo = [f for f in folders if not covering(f, folders - {f})]
         while todo:
-            with os.scandir(todo.pop()) as entries:
+            with suppress(PermissionError), os.scandir(todo.pop()) as entries:
                 for entry in entries:
                     if entry.path in left_out or entry.name in NOT_WATCHED_FILES:
                         continue
