@@ -25,9 +25,7 @@ def tables(records: Iterable[dict[str, str]]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for record in records:
         table, declared = found[record["stage"]], record["declared"]
-        if record["line"] or declared not in table:
-            table.setdefault(declared, "")
-            table[declared] = table[declared] or record["line"]
+        table[declared] = table.get(declared) or record["line"]
     return found
 
 

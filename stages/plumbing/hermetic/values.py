@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from copy import deepcopy
+from functools import lru_cache
 from typing import Any, ClassVar, NoReturn
 
 import yaml
@@ -122,8 +123,12 @@ def parse_yaml(text: str) -> Any:
         loader.dispose()
 
 
+@lru_cache(maxsize=1)
 def parse(text: str, file: str) -> Any:
-    """Parse a parameter file; the suffix decides, as it does for DVC."""
+    """Parse a parameter file; the suffix decides, as it does for DVC.
+
+    Several keys are read of one file: do not change the result, which `select` copies.
+    """
     if file.endswith(".json"):
         return json.loads(text)
     if file.endswith(".toml"):
