@@ -88,6 +88,7 @@ def test_what_people_write_is_read(text):
         ("%YAML 1.1\n---\na: 1\n", "asks for YAML 1.1"),
         ("a: 1\nb: 2\na: 3\n", "duplicate key a"),
         ("a: {b: {c: 1, c: 2}}", "duplicate key c"),
+        ("<<: {a: 1}\n<<: []", "duplicate key <<"),
         ("a: 2001-12-14 10:00:00", "write it in quotes"),
     ],
 )
@@ -164,6 +165,8 @@ def test_only_what_is_declared_is_shown():
     assert "b" in found
     assert found.get("b") == 1
     assert values.select(NESTED, keys, "", LookupError) == {"a": plain}
+    twice = {"a.c.d", "a.c.d.0"}
+    assert values.select(NESTED, twice, "a.c", LookupError) == {"d": [2, {"e": 3}]}
 
 
 DEEDS = {

@@ -63,8 +63,9 @@ class Loader(FastLoader):
         for item in node.value:
             for part in item if is_mapping else [item]:
                 self.check_keys(part, seen)
-            if is_mapping and item[0].tag != f"{TAG}merge":
-                if (key := self.key(item[0])) in keys:
+            if is_mapping:
+                is_merge = item[0].tag == f"{TAG}merge"
+                if (key := "<<" if is_merge else self.key(item[0])) in keys:
                     _fail(item[0], f"found duplicate key {key}")
                 keys.add(key)
 
@@ -217,8 +218,9 @@ def select(
     below = sorted(declared for declared in keys if _is_below(declared, key))
     if not below:
         raise refuse(key)
+    outermost = [d for d in below if not any(d != e and _is_below(d, e) for e in below)]
     found = Params(key, refuse)
-    for declared in below:
+    for declared in outermost:
         *folders, name = declared[len(key) + 1 if key else 0 :].split(".")
         inner, path = found, key
         for folder in folders:
