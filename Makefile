@@ -21,13 +21,16 @@ export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/p
 # Where a remote is configured, pull what it has.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
-.PHONY: all test test-pythons verify bench lock clean help new
+.PHONY: all pack test test-pythons verify bench lock clean help new
 
 all: .venv/installed  ## Set up .venv, run the stages that need it, show the result
 	@$(if $(PULL),echo "Pulling what the DVC remote has and building the rest.")
 	@$(BIN)/python -m tools.check
 	@$(BIN)/python -m dvc repro $(PULL)
 	@$(BIN)/python -m tools.summary
+
+pack: .venv/installed  ## Pack the images in FOLDER=… and set params.yaml; OPTIONS="--dry-run", …
+	@$(BIN)/python -m tools.pack "$$FOLDER" $(OPTIONS)
 
 test: .venv/tested  ## Run lint, types and tests
 	$(BIN)/python -m ruff check .

@@ -32,21 +32,29 @@ def decode(
     luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes
     it, bilinear and antialiased.
 
+    Raises what `load` raises, and UserError, naming the file, if it has colour without
+    `grayscale` or transparent pixels without `background`.
+    """
+    image = load(content, name)
+    gray = _to_gray(image, name, grayscale=grayscale, background=background)
+    if size is not None and gray.size != size[::-1]:
+        gray = gray.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(gray)
+
+
+def load(content: bytes, name: str) -> Image.Image:
+    """Load an image file, turned as its EXIF orientation says.
+
     Raises UserError, naming the file, if it is of no known format, has several frames,
-    more than 8 bits per channel or 4096 x 4096 pixels, has colour without `grayscale`
-    or transparent pixels without `background`, and if its structure is damaged. Damage
-    to the data inside a JPEG cannot be told from an image.
+    more than 8 bits per channel or 4096 x 4096 pixels, and if its structure is damaged.
+    Damage to the data inside a JPEG cannot be told from an image.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if problem := _find_problem(image, content):
                 raise UserError(f"{name}: {problem}")
             image.load()
-            upright = ImageOps.exif_transpose(image) if image.info else image
-            gray = _to_gray(upright, name, grayscale=grayscale, background=background)
-            if size is not None and gray.size != size[::-1]:
-                gray = gray.resize(size[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(gray)
+            return ImageOps.exif_transpose(image) if image.info else image
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -57,6 +65,18 @@ def decode(
         f"{name}: not a readable {FORMAT_NAMES} image ({reason}): "
         "repair it or leave it out"
     )
+
+
+def is_gray(image: Image.Image) -> bool:
+    """Return whether an image is stored without colour."""
+    return image.mode in GRAY
+
+
+def has_transparent_pixels(image: Image.Image) -> bool:
+    """Return whether any pixel of an image is transparent, in part at least."""
+    if not image.has_transparency_data:
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def _find_problem(image: ImageFile, content: bytes) -> str | None:
@@ -79,22 +99,21 @@ def _to_gray(
     image: Image.Image, name: str, *, grayscale: bool, background: int | None
 ) -> Image.Image:
     """Convert an image of any mode to mode L."""
-    if image.mode not in GRAY and not grayscale:
+    if not (is_gray(image) or grayscale):
         raise UserError(
             f"{name}: is in colour or has a palette: set data.grayscale to true, or "
             "convert it"
         )
+    if has_transparent_pixels(image):
+        if background is None:
+            raise UserError(
+                f"{name}: has transparent pixels: set data.background to the gray "
+                "level that lies under them (0 is black, 255 white)"
+            )
+        ground = Image.new("RGBA", image.size, (*[background] * 3, 255))
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            if background is None:
-                raise UserError(
-                    f"{name}: has transparent pixels: set data.background to the gray "
-                    "level that lies under them (0 is black, 255 white)"
-                )
-            ground = Image.new("RGBA", image.size, (*[background] * 3, 255))
-            image = Image.alpha_composite(ground, image)
-        image = image.convert("RGB")
+        image = image.convert("RGBA").convert("RGB")
     return image if image.mode == "L" else image.convert("L")
 
 

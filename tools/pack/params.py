@@ -1,0 +1,178 @@
+"""What params.yaml has to say of the images, and how to say it."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import yaml
+
+from stages.images.names import natural_order
+from stages.plumbing import parameters
+from stages.plumbing.errors import UserError
+from stages.plumbing.hermetic.values import parse_yaml
+from tools.pack.place import Packed
+
+MAX_SIDE = 64
+"""Of images that are resized, the longer side in pixels."""
+MAX_KEPT_SIDE, MAX_KEPT_PIXELS = 512, 2**30
+"""Images of one size are resized, too, if they are larger, or more in all."""
+
+
+def choose_params(
+    images: Sequence[Packed],
+    folders: tuple[str, str],
+    current: Any,
+    size: Sequence[int] | None,
+    background: int | None,
+) -> dict[str, Any]:
+    """Return what params.yaml has to say of the images, by dotted key.
+
+    `current` is its content; `size` and `background` are None to choose them.
+    """
+    classes = sorted({image.label for image in images}, key=natural_order)
+    listed = _value(current, "data.classes")
+    if isinstance(listed, list) and set(map(repr, listed)) == set(map(repr, classes)):
+        classes = listed  # in the order that somebody has chosen
+    size = size or choose_size(Counter(image.look.size for image in images))
+    if background is None:
+        background = choose_background(inks_of(images))
+    params = {
+        "data.classes": classes,
+        "data.splits.train": folders[0],
+        "data.splits.valid": folders[1],
+        "data.size": size and list(size),
+        "data.grayscale": not all(image.look.is_gray for image in images),
+        "data.background": background,
+    }
+    count = sum(image.split == 0 for image in images)
+    batch_size = _value(current, "train.batch_size")
+    if isinstance(batch_size, int) and batch_size > count:
+        params["train.batch_size"] = count
+    return params
+
+
+def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the height and width to resize images to, or None to keep their size.
+
+    None is for images of one size that is not too large. The others get their median
+    height and width, shrunk to MAX_SIDE.
+    """
+    height, width = median_size(sizes)
+    pixels = sizes.total() * height * width
+    is_small = max(height, width) <= MAX_KEPT_SIDE and pixels <= MAX_KEPT_PIXELS
+    if len(sizes) == 1 and is_small:
+        return None
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def median_size(sizes: Counter[tuple[int, int]]) -> tuple[float, float]:
+    """Return the median height and the median width."""
+    height, width = np.median(np.repeat([*sizes], [*sizes.values()], axis=0), axis=0)
+    return float(height), float(width)
+
+
+def choose_background(inks: Sequence[float]) -> int | None:
+    """Return the gray level to lay transparent images over: far from their ink."""
+    if not inks:
+        return None
+    visible = [ink for ink in inks if not math.isnan(ink)]
+    return 255 if not visible or np.mean(visible) < 128 else 0
+
+
+def inks_of(images: Iterable[Packed]) -> list[float]:
+    """Return the gray level of the ink of every image with transparent pixels."""
+    return [image.look.ink for image in images if image.look.ink is not None]
+
+
+def _value(params: Any, key: str) -> Any:
+    """Return the value at a dotted key; an ellipsis if there is none."""
+    for name in key.split("."):
+        params = params.get(name, ...) if isinstance(params, dict) else ...
+    return params
+
+
+def edit_params(text: str, params: Mapping[str, Any]) -> str:
+    """Return the text of params.yaml with other values where they differ.
+
+    Raises UserError if a key is missing, or the value is written elsewhere.
+    """
+    changes = _differing(text, params)
+    try:
+        edited = replace_values(text, changes)
+    except KeyError as error:
+        raise UserError(
+            f"{parameters.FILE}: {error.args[0]} is missing: add it, with any value"
+        ) from None
+    with suppress(yaml.YAMLError):  # garbled: two keys were one node
+        changes = _differing(edited, params)
+    for key in changes:
+        raise UserError(
+            f"{parameters.FILE}: {key} is an alias, or merged: write its value in full"
+        )
+    return edited
+
+
+def _differing(text: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that have another value, or none, in a YAML text."""
+    current = parse_yaml(text)
+    # By repr, since 1 equals true.
+    return {
+        key: value
+        for key, value in params.items()
+        if repr(_value(current, key)) != repr(value)
+    }
+
+
+def replace_values(text: str, changes: Mapping[str, Any]) -> str:
+    """Return a YAML text with other values at dotted keys.
+
+    Comments and layout stay as they are. Raises KeyError for a key that is not there,
+    and yaml.YAMLError for what is no YAML.
+    """
+    root = yaml.compose(text, yaml.SafeLoader)  # libyaml's marks count bytes
+    edits = []
+    for key, value in changes.items():
+        node = _find(root, key)
+        start, end = node.start_mark.index, _end(node)
+        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
+        # A flow value has to stand further to the right than the key of a block.
+        edits.append((start, end, "  " * is_block + _format(value)))
+    for start, end, value in sorted(edits, reverse=True):
+        # An empty value has no space before it.
+        space = " " if start == end and text[start - 1] == ":" else ""
+        text = text[:start] + space + value + text[end:]
+    return text
+
+
+def _find(node: yaml.Node | None, key: str) -> yaml.Node:
+    for step in key.split("."):
+        inner = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for name, value in inner if name.value == step), None)
+        if node is None:
+            raise KeyError(key)
+    assert node is not None
+    return node
+
+
+def _end(node: yaml.Node) -> int:
+    """Return where a value ends; a block claims the comments after it, too."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return node.end_mark.index
+
+
+def _format(value: Any) -> str:
+    """Return a value on one line, each string in quotes."""
+    if isinstance(value, str):
+        return yaml.safe_dump(
+            value, default_style='"', allow_unicode=True, width=float("inf")
+        ).strip()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_format, value))}]"
+    return json.dumps(value)
