@@ -154,7 +154,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         "left out: 1, such as {}/single/1.png: of a class without images for the other",
         "left out: 1, such as {}/gifs/cut.png: not a readable PNG",
         "left out: 1, such as {}/gifs/drawing.svg: not a readable PNG",
-        "few to train on: 1 classes, such as tiny with 1",
+        "classes with few training images: 1, such as tiny with 1",
     ):
         assert "\n" + line.format(motley) in shown
 

@@ -114,7 +114,7 @@ def read_folder(
         else:
             images.append((image, look))
     placed, folders = place(images, splits, share, left_out)
-    reason = splits.reason if splits else f"{share:.0%} by content"
+    reason = splits.reason if splits else f"{100 * share:g} % by content"
     print(f"splits: {folders[0]}, to train on, and {folders[1]} ({reason})")
     return placed, folders
 

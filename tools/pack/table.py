@@ -85,7 +85,7 @@ def _describe_classes(images: Sequence[Packed]) -> Iterator[str]:
     if few:
         count, name = few[0]
         example = f"{name[:MAX_NAME]} with {count}"
-        yield f"few to train on: {len(few)} classes, such as {example}"
+        yield f"classes with few training images: {len(few)}, such as {example}"
 
 
 def _describe_copies(images: Sequence[Packed]) -> Iterator[str]:
