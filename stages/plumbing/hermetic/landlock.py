@@ -34,6 +34,12 @@ def _system_call(number: int, *arguments: Any) -> int:
     return int(ctypes.CDLL(None, use_errno=True).syscall(number, *arguments))
 
 
+def _succeed(number: int, *arguments: Any) -> int:
+    if (result := _system_call(number, *arguments)) < 0:
+        raise OSError(ctypes.get_errno(), "Landlock fails")
+    return result
+
+
 def version() -> int:
     """Return the version of Landlock that this kernel has, 0 for none."""
     if sys.platform != "linux":
@@ -57,18 +63,14 @@ def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
     handled = struct.pack("Q", files)
     if known >= 4:
         handled += struct.pack("Q", 0 if network else TCP)
-    rules = _system_call(CREATE_RULESET, handled, ctypes.c_size_t(len(handled)), 0)
+    rules = _succeed(CREATE_RULESET, handled, ctypes.c_size_t(len(handled)), 0)
     try:
         for path, access in allowed.items():
             _add(rules, path, access & files)
-        is_on = (
-            rules >= 0 and ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0
-        )
-        if not is_on or _system_call(RESTRICT_SELF, rules, 0):
-            raise OSError(ctypes.get_errno(), "Landlock fails")
+        ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)  # else the next fails
+        _succeed(RESTRICT_SELF, rules, 0)
     finally:
-        if rules >= 0:
-            os.close(rules)
+        os.close(rules)
     return True
 
 
@@ -80,8 +82,9 @@ def _add(rules: int, path: str, access: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(handle).st_mode):
             access &= OF_FILES
-        rule = struct.pack("=Qi", access, handle)
-        _system_call(ADD_RULE, rules, PATH_BENEATH, rule, 0)
+        if access:
+            rule = struct.pack("=Qi", access, handle)
+            _succeed(ADD_RULE, rules, PATH_BENEATH, rule, 0)
     finally:
         os.close(handle)
 
