@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/p
 # Where a remote is configured, pull what it has.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
-.PHONY: all pack test test-pythons verify bench lock clean help new
+.PHONY: all pack compare sweep test test-pythons verify bench lock clean help new
 
 all: .venv/installed  ## Set up .venv, run the stages that need it, show the result
 	@$(if $(PULL),echo "Pulling what the DVC remote has and building the rest.")
@@ -31,6 +31,8 @@ all: .venv/installed  ## Set up .venv, run the stages that need it, show the res
 
 pack: .venv/installed  ## Pack the images in FOLDER=… and set params.yaml; OPTIONS="--dry-run", …
 	@$(BIN)/python -m tools.pack "$$FOLDER" $(OPTIONS)
+compare: .venv/installed  ## Compare REV (default HEAD) with the workspace: is it chance?
+	@$(BIN)/python -m tools.compare $(REV)
 
 test: .venv/tested  ## Run lint, types and tests
 	$(BIN)/python -m ruff check .
