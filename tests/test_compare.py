@@ -2,6 +2,7 @@
 
 import csv
 import re
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
@@ -17,7 +19,7 @@ from sklearn import metrics as sk
 from stages.model import linear
 from stages.model.linear import Linear
 from stages.plumbing.npz import Decoding
-from tests.conftest import commit, copy, edit, run, succeed
+from tests.conftest import ROOT, commit, copy, edit, run, succeed
 from tests.test_make import Fakes, commands
 from tools import compare
 from tools.compare import Comparison, Side
@@ -350,13 +352,9 @@ def test_an_experiment_is_compared_by_its_name(changed: Path):
     workspace = succeed(changed, *COMMAND).replace("the workspace", "slow")
     words = workspace.replace("workspace", "slow").split()
     assert succeed(changed, *COMMAND, "HEAD", "slow").split() == words
-    assert (
-        succeed(changed, *COMMAND, "slow", "workspace").split("\n\n")[-1].split()
-        == (
-            "On the same 2,038 validation images, both get the same ones right. "
-            "The log loss is the same."
-        ).split()
-    )
+    said = " ".join(succeed(changed, *COMMAND, "slow", "workspace").split())
+    nothing = "both get the same ones right. The log loss is the same."
+    assert said == f"On the same 2,038 validation images, {nothing}"
 
 
 def test_a_sentence_says_it_of_two_experiments(changed: Path):
@@ -461,6 +459,54 @@ def test_what_is_not_on_this_machine_is_copied(tmp_path: Path):
     file = compare.find_file(memory, "/folder/file.npz", str(tmp_path))
     assert Path(file) == tmp_path / "file.npz"
     assert Path(file).read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("base", ["HEAD~1", "0" * 40], ids=["built", "unknown"])
+def test_the_workflow_shows_the_comparison_with_the_base(
+    changed: Path, tmp_path: Path, base: str
+):
+    """Its steps one after the other in a fresh clone; `make` is `dvc repro` here."""
+    folder = tmp_path / "a clone"
+    succeed(tmp_path, "cp", "-r", str(changed), str(folder))
+    commit(folder)
+    succeed(folder, "git", "clean", "-qdfx")
+    programs = {
+        "bin/make": "dvc repro -q",
+        ".venv/bin/python": f'{sys.executable} "$@"',
+    }
+    for name, line in programs.items():
+        program = folder / name
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\n{line}\n", "utf-8")
+        program.chmod(0o755)
+    head = succeed(folder, "git", "rev-parse", "HEAD").strip()
+    if base.startswith("HEAD"):
+        base = succeed(folder, "git", "rev-parse", base).strip()
+    summary = tmp_path / "summary.md"
+    variables = {"GITHUB_SHA": head, "GITHUB_STEP_SUMMARY": str(summary), "BASE": base}
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    for step in workflow["jobs"]["pipeline"]["steps"]:
+        if "run" in step:
+            script = f'PATH="$PWD/bin:$PATH"\n{step["run"]}'
+            done = run(folder, "bash", "-e", "-c", script, **variables)
+            assert not done.returncode or step.get("continue-on-error"), done.stderr
+    text = summary.read_text("utf-8")
+    assert text.startswith("```text\n")
+    assert text.endswith("\n```\n")
+    built = base == succeed(folder, "git", "rev-parse", "HEAD~1").strip()
+    assert ("On the same 2,038 validation images, the difference in" in text) == built
+    assert ("compare: DVC cannot read revision base" in text) != built
+    assert (folder / "compare.html").exists() == built
+
+
+def test_any_terminal_can_show_a_comparison(changed: Path):
+    """DVC replaces stdout when it is imported."""
+    succeed(changed, "git", "branch", "größe")
+    for revs in (["größe", "slow"], ["größer", "slow"]):
+        done = run(changed, *COMMAND, *revs, PYTHONIOENCODING="ascii")
+        assert (done.stdout + done.stderr).isascii()
+        assert "gr\\xf6\\xdfe" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_make_passes_the_revision_on(tmp_path: Path):

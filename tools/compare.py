@@ -22,12 +22,10 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import yaml
-from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
 from numpy.typing import NDArray
 
 from stages.model import linear, metrics
@@ -36,6 +34,9 @@ from stages.plumbing import artifacts, npz, parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic import values
 from stages.plumbing.progress import progress
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
 
 WORKSPACE = "workspace"
 LOCK = "dvc.lock"
@@ -118,6 +119,10 @@ def load(rev: str) -> Side:
     Raises UserError if DVC does not know the revision, if a file is missing, damaged or
     of another format, or if its results do not follow from its parameters.
     """
+    # Here, since DVC wraps stdout: runtime.explain_errors has to be first.
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
     if rev == WORKSPACE:
         check_workspace()
     try:
@@ -168,14 +173,14 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(item, f"{key}.{name}" if key else str(name))
 
 
-def read_values(fs: DVCFileSystem, rev: str, path: str) -> Any:
+def read_values(fs: "DVCFileSystem", rev: str, path: str) -> Any:
     """Read a YAML or JSON file of a revision."""
     with reading(fs, rev, path):
         return values.parse(fs.read_text(path, encoding="utf-8"), path)
 
 
 def read_arrays(
-    fs: DVCFileSystem, rev: str
+    fs: "DVCFileSystem", rev: str
 ) -> tuple[Linear, NDArray[np.uint8], Integers]:
     """Return the model of a revision, its validation images and their labels."""
     os.makedirs(runtime.SCRATCH, exist_ok=True)
@@ -196,7 +201,7 @@ def read_arrays(
     return model, images, labels
 
 
-def find_file(fs: DVCFileSystem, path: str, folder: str) -> str:
+def find_file(fs: "DVCFileSystem", path: str, folder: str) -> str:
     """Return where a file lies, in the cache or the workspace, or copy it to a folder.
 
     Raises FileNotFoundError if it is in no remote either.
@@ -210,7 +215,7 @@ def find_file(fs: DVCFileSystem, path: str, folder: str) -> str:
 
 
 @contextmanager
-def reading(fs: DVCFileSystem, rev: str, path: str) -> Iterator[None]:
+def reading(fs: "DVCFileSystem", rev: str, path: str) -> Iterator[None]:
     """Raise a UserError that names revision and file where it cannot be read."""
     try:
         yield
