@@ -31,6 +31,7 @@ all: .venv/installed  ## Set up .venv, run the stages that need it, show the res
 
 pack: .venv/installed  ## Pack the images in FOLDER=… and set params.yaml; OPTIONS="--dry-run", …
 	@$(BIN)/python -m tools.pack "$$FOLDER" $(OPTIONS)
+
 compare: .venv/installed  ## Compare REV (default HEAD) with the workspace: is it chance?
 	@$(BIN)/python -m tools.compare $(REV)
 

@@ -21,8 +21,9 @@ from stages.model.linear import Linear
 from stages.plumbing.npz import Decoding
 from tests.conftest import ROOT, commit, copy, edit, run, succeed
 from tests.test_make import Fakes, commands
-from tools import compare
-from tools.compare import Comparison, Side
+from tools.compare import difference, page, revision, text
+from tools.compare.difference import Comparison
+from tools.compare.revision import Side
 
 COMMAND = ("python", "-m", "tools.compare")
 
@@ -47,8 +48,8 @@ def make_side(
         Decoding(None, grayscale=False, background=None),
     )
     labels = np.array([classes.index(name) for name in names], np.uint8)
-    columns = compare.classify(model, images, labels)
-    digests = compare.digest(images)
+    columns = revision.classify(model, images, labels)
+    digests = revision.digest(images)
     return Side(rev, {}, model, images, labels, *columns, digests)
 
 
@@ -65,25 +66,25 @@ def test_the_interval_is_that_of_scipy():
     random = np.random.default_rng(1)
     accuracy = random.choice([-1.0, 0.0, 1.0], 300, p=[0.1, 0.85, 0.05])
     differences = np.stack([accuracy, random.exponential(size=300)])
-    ours = compare.bootstrap(differences)
+    ours = difference.bootstrap(differences)
     expected = stats.bootstrap(
         (differences,),
         np.mean,
         axis=-1,
-        n_resamples=compare.RESAMPLES,
+        n_resamples=difference.RESAMPLES,
         method="percentile",
         batch=100,
-        rng=np.random.default_rng(compare.SEED),
+        rng=np.random.default_rng(difference.SEED),
     ).confidence_interval
     np.testing.assert_allclose([row.low for row in ours], expected.low, rtol=1e-12)
     np.testing.assert_allclose([row.high for row in ours], expected.high, rtol=1e-12)
     np.testing.assert_allclose([row.mean for row in ours], differences.mean(1))
-    assert compare.bootstrap(differences) == ours
+    assert difference.bootstrap(differences) == ours
 
 
 def test_the_interval_of_many_images_is_that_of_the_normal_distribution():
     differences = np.random.default_rng(2).gamma(2, size=(1, 5000))
-    ((_, low, high),) = compare.bootstrap(differences)
+    ((_, low, high),) = difference.bootstrap(differences)
     error = stats.sem(differences[0])
     expected = stats.norm.interval(0.95, differences.mean(), error)
     assert (low, high) == pytest.approx(expected, abs=0.1 * error)
@@ -98,7 +99,7 @@ def test_p_equals_scipy_and_statsmodels(seed):
     images, names = random_images(60), random_names(60)
     first = make_side(images, names, seed=seed)
     second = make_side(images, names, "other", seed=seed + 10)
-    chance = compare.compare(first, second).chance
+    chance = difference.compare(first, second).chance
     assert chance
     right, other = (s.predicted == s.labels for s in (first, second))
     table = [[(a & b).sum() for b in (other, ~other)] for a in (right, ~right)]
@@ -120,7 +121,7 @@ def test_images_are_matched_by_pixels_and_class(items, others):
         make_side(pictures[[i for i, _ in side]], [name for _, name in side])
         for side in (items, others)
     )
-    pairs, relabelled = compare.match(first, second)
+    pairs, relabelled = difference.match(first, second)
     assert [items[i] for i, _ in pairs] == [others[j] for _, j in pairs]
     for column in pairs.T:
         assert len(set(column.tolist())) == len(pairs)
@@ -138,8 +139,8 @@ def test_what_is_not_compared_is_said():
     relabelled = ["b" if name == "a" else "a" for name in names[30:33]]
     first = make_side(images[:33], names[:33])
     second = make_side(images[2:], [*names[2:30], *relabelled, *names[33:]], "new")
-    comparison = compare.compare(first, second)
-    words = " ".join(compare.format_text(comparison).split())
+    comparison = difference.compare(first, second)
+    words = " ".join(text.format_text(comparison).split())
     assert "On the 28 validation images that both have," in words
     rest = "2 that only HEAD has, 7 that only new has, 3 of other classes there."
     assert f"Images that are not compared: {rest}" in words
@@ -149,13 +150,13 @@ def test_what_is_not_compared_is_said():
 
 def test_images_of_other_shape_are_others():
     flat = np.zeros((1, 2, 8), np.uint8)
-    assert compare.digest(flat) != compare.digest(flat.reshape(1, 4, 4))
+    assert revision.digest(flat) != revision.digest(flat.reshape(1, 4, 4))
 
 
 def test_blocks_change_no_answer(monkeypatch):
     images, names = random_images(10), random_names(10)
     whole = make_side(images, names)
-    monkeypatch.setattr(compare, "BLOCK", 3)
+    monkeypatch.setattr(revision, "BLOCK", 3)
     side = make_side(images, names)
     logits = linear.logits(images, side.model.weights, side.model.bias)
     probabilities = linear.probabilities(logits, "softmax")
@@ -175,23 +176,23 @@ def test_the_order_of_the_classes_changes_nothing():
     weights = first.model.weights[:, [2, 0, 1]]
     model = first.model._replace(weights=weights, classes=["c", "a", "b"])
     labels = np.array([model.classes.index(name) for name in names], np.uint8)
-    columns = compare.classify(model, images, labels)
+    columns = revision.classify(model, images, labels)
     second = first._replace(rev="b", model=model, labels=labels)
     second = second._replace(
         predicted=columns[0], of_predicted=columns[1], of_actual=columns[2]
     )
-    comparison = compare.compare(first, second)
+    comparison = difference.compare(first, second)
     assert len(comparison.changed) == 0
-    said = compare.format_chance(comparison)
+    said = text.format_chance(comparison)
     assert said.endswith("both get the same ones right. The log loss is the same.")
-    assert "HEAD: a, b, c; b: c, a, b" in compare.format_text(comparison)
-    assert compare.draw_weights(comparison) == []
+    assert "HEAD: a, b, c; b: c, a, b" in text.format_text(comparison)
+    assert page.draw_weights(comparison) == []
 
 
 def test_the_most_confident_change_comes_first():
     images, names = random_images(80), random_names(80)
     first, second = (make_side(images, names, seed=seed) for seed in (0, 1))
-    changed = compare.compare(first, second).changed
+    changed = difference.compare(first, second).changed
     assert (changed[:, 0] == changed[:, 1]).all()
     expected = np.flatnonzero(first.predicted != second.predicted)
     assert sorted(changed[:, 0]) == expected.tolist()
@@ -204,18 +205,18 @@ def test_other_class_names_leave_nothing_to_compare():
     first = make_side(images, names)
     others = [{"a": "A", "b": "B", "c": "C"}[name] for name in names]
     second = make_side(images, others, "new", ("A", "B", "C"))
-    comparison = compare.compare(first, second)
+    comparison = difference.compare(first, second)
     assert comparison.chance is None
-    words = " ".join(compare.format_text(comparison).split())
+    words = " ".join(text.format_text(comparison).split())
     assert "Nothing can be compared: HEAD and new have no validation image" in words
     assert "Images that are not compared: 30 of other classes there." in words
-    assert "Nothing can be compared" in compare.render_html(comparison)
+    assert "Nothing can be compared" in page.render(comparison)
 
 
 def test_few_images_decide_nothing_about_the_log_loss():
     images, names = random_images(3), random_names(3)
     sides = [make_side(images, names, seed=seed) for seed in (0, 1)]
-    said = compare.format_chance(compare.compare(*sides))
+    said = text.format_chance(difference.compare(*sides))
     assert said.endswith("too few images to say so of the log loss.")
 
 
@@ -230,10 +231,10 @@ def test_the_verdict_follows_the_test(wins, losses, verdict):
     first, second = side.labels.copy(), side.labels.copy()
     first[:wins] = wrong[:wins]
     second[wins : wins + losses] = wrong[wins : wins + losses]
-    comparison = compare.compare(
+    comparison = difference.compare(
         side._replace(predicted=first), side._replace(rev="new", predicted=second)
     )
-    said = compare.format_chance(comparison)
+    said = text.format_chance(comparison)
     assert f"the difference in accuracy {verdict} chance" in said
     assert f"only HEAD gets {losses} right, only new {wins}" in said
 
@@ -262,21 +263,21 @@ def changed_page(classes: tuple[str, ...]) -> tuple[Comparison, Page]:
     second = make_side(images, names, "new", classes, seed=1)
     first = first._replace(values={"params.yaml": {"<i>": "<u>", "same": 1}})
     second = second._replace(values={"params.yaml": {"<i>": 2, "same": 1}})
-    comparison = compare.compare(first, second)
-    return comparison, Page(compare.render_html(comparison))
+    comparison = difference.compare(first, second)
+    return comparison, Page(page.render(comparison))
 
 
 @pytest.mark.parametrize("classes", [("<s>3", "a&amp;b"), ("<s>3", "a&amp;b", "c")])
 def test_the_page_is_offline_and_escapes_every_name(classes):
-    comparison, page = changed_page(classes)
-    assert len(comparison.changed) > compare.SHOWN
+    comparison, shown = changed_page(classes)
+    assert len(comparison.changed) > page.SHOWN
     outputs = 1 if len(classes) == 2 else 3
-    assert page.tags["img"] == compare.SHOWN + 3 * outputs
-    assert all(str(uri).startswith("data:image/png;base64,") for uri in page.sources)
-    assert not page.tags.keys() & {"s", "b", "u", "i", "script", "link"}
-    for text in ("<b>& → new", "<i>", "<u>", "<s>3", "a&amp;b"):
-        assert text in page.text
-    assert "url(" not in page.text
+    assert shown.tags["img"] == page.SHOWN + 3 * outputs
+    assert all(str(uri).startswith("data:image/png;base64,") for uri in shown.sources)
+    assert not shown.tags.keys() & {"s", "b", "u", "i", "script", "link"}
+    for part in ("<b>& → new", "<i>", "<u>", "<s>3", "a&amp;b"):
+        assert part in shown.text
+    assert "url(" not in shown.text
 
 
 def test_equal_weights_have_the_same_color_in_all_three_pictures():
@@ -285,10 +286,10 @@ def test_equal_weights_have_the_same_color_in_all_three_pictures():
     first = make_side(images, names)
     doubled = first.model._replace(weights=2 * first.model.weights)
     second = first._replace(rev="new", model=doubled)
-    rows = compare.draw_weights(compare.compare(first, second))
+    rows = page.draw_weights(difference.compare(first, second))
     assert len(rows) == 3
-    for old, new, difference in rows:
-        assert old == difference != new
+    for old, new, between in rows:
+        assert old == between != new
 
 
 def read_answers(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -358,7 +359,7 @@ def test_an_experiment_is_compared_by_its_name(changed: Path):
 
 
 def test_a_sentence_says_it_of_two_experiments(changed: Path):
-    program = "from tools.compare import sentence; print(sentence('HEAD', 'slow'))"
+    program = "from tools.compare.text import sentence; print(sentence('HEAD', 'slow'))"
     said = succeed(changed, "python", "-c", program)
     assert said.count("\n") == 1
     whole = " ".join(succeed(changed, *COMMAND, "HEAD", "slow").split())
@@ -456,7 +457,7 @@ def test_what_is_not_on_this_machine_is_copied(tmp_path: Path):
     """As from object storage: here, from memory."""
     memory = fsspec.filesystem("memory")
     memory.pipe("/folder/file.npz", b"content")
-    file = compare.find_file(memory, "/folder/file.npz", str(tmp_path))
+    file = revision.find_file(memory, "/folder/file.npz", str(tmp_path))
     assert Path(file) == tmp_path / "file.npz"
     assert Path(file).read_bytes() == b"content"
 

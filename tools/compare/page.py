@@ -1,0 +1,52 @@
+"""Show how two revisions differ: one HTML file that needs nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+
+from stages.page import pictures
+from tools.compare.difference import Comparison
+from tools.compare.text import changed_predictions, differing, format_chance, left_out
+
+SHOWN = 48
+"""How many of the changed predictions are shown."""
+STYLE = Path(pictures.__file__).parent
+"""The folder of style.css."""
+
+
+def render(comparison: Comparison) -> str:
+    """Return the comparison as a page that needs nothing else."""
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, STYLE]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = comparison.second.images[comparison.changed[:SHOWN, 1]]
+    uris = map(pictures.data_uri, pictures.grayscale(images))
+    rows = changed_predictions(comparison, SHOWN)
+    return environment.get_template("page.html.j2").render(
+        comparison._asdict(),
+        sentence=format_chance(comparison),
+        left_out=left_out(comparison),
+        tables=differing(comparison),
+        predictions=list(zip(uris, rows, strict=True)),
+        weights=draw_weights(comparison),
+    )
+
+
+def draw_weights(comparison: Comparison) -> list[list[Any]]:
+    """Draw the weights of both models and their difference in one scale of color.
+
+    Rows of three pictures, one for each output; none if classes or sizes differ.
+    """
+    models = comparison.first.model, comparison.second.model
+    if len({(*model.classes, model.image_size) for model in models}) > 1:
+        return []
+    old, new = (model.weights.T.reshape(-1, *model.image_size) for model in models)
+    columns = np.stack([old, new, new - old])
+    limit = float(np.abs(columns).max())
+    drawn = (pictures.diverging(column, limit) for column in columns)
+    return [list(map(pictures.data_uri, row)) for row in zip(*drawn, strict=True)]
