@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.model.linear import CLASS_OUTPUTS, PAIR_OUTPUTS, Linear
+from stages.model.linear import BLOCK_PIXELS, CLASS_OUTPUTS, PAIR_OUTPUTS, Linear
 from stages.plumbing import npz
 from stages.plumbing.npz import Decoding
 from tests.conftest import AUTHOR, ROOT, edit, environment, home, run, succeed
@@ -229,11 +230,12 @@ def test_what_cannot_be_read_is_told_in_a_line_and_the_rest_is_answered(
     with Image.open(digit) as image:
         image.resize((56, 28)).save(tmp_path / "wide.png")
         image.convert("RGB").save(tmp_path / "colour.png")
-        image.convert("RGBA").resize((9, 9)).save(tmp_path / "alpha.png")
+        image.save(tmp_path / "torn.tif", compression="tiff_lzw")
+    torn = (tmp_path / "torn.tif").read_bytes()[:-40] + b"\xff" * 40
+    (tmp_path / "torn.tif").write_bytes(torn)  # of which Pillow also warns
     (tmp_path / "cut.png").write_bytes(digit.read_bytes()[:200])
     (tmp_path / "empty.png").touch()
-    for name in ("secret.png", "cellar"):
-        (shutil.copy(digit, tmp_path / name) if "." in name else tmp_path / name)
+    shutil.copy(digit, tmp_path / "secret.png")
     (tmp_path / "cellar").mkdir()
     for name in ("secret.png", "cellar"):
         (tmp_path / name).chmod(0)
@@ -247,7 +249,7 @@ def test_what_cannot_be_read_is_told_in_a_line_and_the_rest_is_answered(
         "wide.png": "its size is 28 x 56, but the model is for 28 x 28: set data.size",
         "colour.png": "set data.grayscale to true, or convert it (a setting counts "
         "once dvc repro has run)",
-        "alpha.png": "set data.grayscale to true",
+        "torn.tif": "not a readable PNG",
         "secret.png": "Permission denied: get permission to read it (chmod)",
         "cellar": "Permission denied: get permission to read it (chmod)",
         "huge.png": "has over 64 MiB: leave it out",
@@ -360,19 +362,34 @@ def test_a_reader_that_stops_early_ends_it_without_a_word(built, digit, count):
     process.wait()
 
 
-def test_the_first_answers_come_before_the_last_image_is_there(built, digit, tmp_path):
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> tuple[Path, Path]:
+    """A model and an image of so many pixels that eight images make a block."""
+    folder = tmp_path_factory.mktemp("large")
+    size = (512, 1024)
+    assert BLOCK_PIXELS // (size[0] * size[1]) == 8
+    model = write_model(folder / "model.npz", ["a", "b"], "sigmoid", size)
+    write_images(folder / "images", 1, size)
+    return model, folder / "images/0.png"
+
+
+def test_the_first_answers_come_before_the_last_image_is_there(built, large, tmp_path):
+    model, image = large
     os.mkfifo(late := tmp_path / "late")
     with subprocess.Popen(
-        [*COMMAND, *[str(digit)] * 300, str(late)],
+        [*COMMAND, "--model", str(model), *[str(image)] * 8, str(late)],
         cwd=built,
         env=environment(),
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout
-        assert process.stdout.readline().startswith(f"{digit}\t3\t")
-        late.write_bytes(digit.read_bytes())
-        assert process.stdout.readlines()[-1].startswith(f"{late}\t3\t")
+        if not select.select([process.stdout], [], [], 60)[0]:
+            process.kill()
+        for _ in range(8):
+            assert process.stdout.readline().startswith(f"{image}\t")
+        late.write_bytes(image.read_bytes())
+        assert process.stdout.readline().startswith(f"{late}\t")
         assert process.wait() == 0
 
 
@@ -403,12 +420,15 @@ def test_more_images_take_no_more_memory(built, tmp_path):
     assert (many - few) * unit < 8 * 2**20
 
 
-def run_slow(built: Path, digit: Path, *, answers_to_terminal: bool) -> str:
-    """Run it for over a second, with an error then; return what the terminal shows."""
+def run_slow(
+    built: Path, large: tuple[Path, Path], *, answers_to_terminal: bool
+) -> str:
+    """Return what a terminal shows of a run over a second, with an error half-way."""
+    model, image = large
     terminal, end = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     with subprocess.Popen(
-        [*COMMAND, "-", str(digit), "nowhere.png"],
+        [*COMMAND, "--model", str(model), "-", "nowhere.png", *[str(image)] * 10],
         cwd=built,
         env=environment(),
         stdin=subprocess.PIPE,
@@ -417,7 +437,7 @@ def run_slow(built: Path, digit: Path, *, answers_to_terminal: bool) -> str:
     ) as process:
         assert process.stdin
         time.sleep(1.5)
-        process.stdin.write(digit.read_bytes())
+        process.stdin.write(image.read_bytes())
         process.stdin.close()
         assert process.wait() == 1
     shown = os.read(terminal, 10_000).decode()
@@ -426,17 +446,17 @@ def run_slow(built: Path, digit: Path, *, answers_to_terminal: bool) -> str:
     return shown
 
 
-def test_progress_is_shown_on_a_terminal_and_kept_apart_from_errors(built, digit):
-    shown = run_slow(built, digit, answers_to_terminal=False)
+def test_progress_is_shown_on_a_terminal_and_kept_apart_from_errors(built, large):
+    shown = run_slow(built, large, answers_to_terminal=False)
     assert "classify: " in shown
-    assert re.search(r"(?:^|\r|\n) *\r?predict: nowhere\.png: No such .*\r\n", shown)
+    assert re.search(r"\r *\rpredict: nowhere\.png: No such [\w ,:]*\r\n", shown)
 
 
-def test_progress_does_not_mix_with_answers_on_the_same_terminal(built, digit):
-    first, second, error = run_slow(built, digit, answers_to_terminal=True).splitlines()
-    assert first.startswith("-\t3\t")
-    assert second.startswith(f"{digit}\t3\t")
+def test_progress_does_not_mix_with_answers_on_the_same_terminal(built, large):
+    first, error, *rest = run_slow(built, large, answers_to_terminal=True).splitlines()
+    assert re.fullmatch(r"-\t[ab]\t[\d.]+", first)
     assert error.startswith("predict: nowhere.png: No such file")
+    assert rest == [first.replace("-", str(large[1]), 1)] * 10
 
 
 @pytest.mark.parametrize(

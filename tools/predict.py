@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -55,7 +56,9 @@ def escape(text: str) -> str:
 def explain(path: str, error: OSError) -> UserError:
     """Return the error to raise for a file or a folder that cannot be read."""
     remedy = REMEDIES.get(error.errno or 0, "leave it out")
-    return UserError(f"{escape(path)}: {error.strerror or error}: {remedy}")
+    return UserError(
+        f"{escape(path) or repr(path)}: {error.strerror or error}: {remedy}"
+    )
 
 
 def load_model(path: str) -> Linear:
@@ -308,4 +311,5 @@ def main() -> None:
 if __name__ == "__main__":
     runtime.explain_errors(COMMAND)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    warnings.simplefilter("ignore")  # Pillow's: what cannot be read is an error
     main()
