@@ -146,7 +146,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         "turned as EXIF says: 32",
         "copies of another image: 2, ",
         "copies in another class: 1, ",
-        "left out: 1, such as {}/gifs/broken link.png: no plain file, or a broken link",
+        "left out: 1, such as {}/gifs/broken link.png: No such file or directory",
         "left out: 1, such as {}/gifs/two.gif: has 2 frames: save the one that counts",
         "left out: 1, such as {}/linked: a link to a folder",
         "left out: 1, such as {}/loose.png: not in the folder of a class",

@@ -20,7 +20,6 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.images import names
 from stages.images.archive import MAX_MEMBER
 from stages.images.decode import FORMAT_NAMES, decode
 from stages.model import linear
@@ -28,14 +27,13 @@ from stages.model.linear import Linear
 from stages.plumbing import artifacts, runtime
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.progress import progress
+from tools.image_files import LeftOut, walk
 
 COMMAND = "predict"
 BLOCK = 256
 """Images that are in memory at the same time, or fewer if they are large."""
 PIECE = 2**16
 """Bytes to read first: asking for the most there may be takes 10 µs a file."""
-FOLDER_LINK = "a link to a folder"
-NO_FILE = "no plain file"
 REMEDIES = {
     errno.ENOENT: "correct the path",
     errno.ENOTDIR: "correct the path",
@@ -43,9 +41,6 @@ REMEDIES = {
 }
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 """The control characters, and what else ends a line."""
-
-LeftOut = dict[str, tuple[int, str]]
-"""How many paths were left out, and an example, by the reason."""
 
 
 def escape(text: str) -> str:
@@ -88,56 +83,16 @@ def find_images(paths: Sequence[str], left_out: LeftOut) -> Iterator[str | UserE
         elif not os.path.isdir(path):
             yield path
         else:
-            found = walk(path, left_out)
+            found = (
+                explain(item.filename, item) if isinstance(item, OSError) else item
+                for item in walk(path, left_out)
+            )
             empty = UserError(
                 f"{escape(path)}: there is no image in this folder: name one with "
                 f"{FORMAT_NAMES} files"
             )
             yield next(found, empty)
             yield from found
-
-
-def walk(top: str, left_out: LeftOut) -> Iterator[str | UserError]:
-    """Yield the images in a folder and below in natural order, and note the rest.
-
-    Only the names of a folder at a time are in memory, with those of its parents.
-    """
-
-    def select(entry: os.DirEntry[str]) -> str | None:
-        """Return the name, with a slash at the end of a folder's."""
-        if names.is_hidden(entry.name):
-            reason = names.HIDDEN
-        elif entry.is_dir(follow_symlinks=False):
-            return f"{entry.name}/"
-        elif entry.is_dir():
-            reason = FOLDER_LINK
-        elif names.OTHER_FILE.search(entry.name):
-            reason = names.NO_IMAGE
-        elif entry.is_file() or entry.is_symlink():  # also one that leads nowhere
-            return entry.name
-        else:
-            reason = NO_FILE
-        count, example = left_out.get(reason, (0, entry.path))
-        left_out[reason] = (count + 1, example)
-        return None
-
-    def order(name: str) -> str:
-        return names.natural_order(names.normalize(name))
-
-    pending = [os.path.join(top, "")]
-    while pending:
-        path = pending.pop()
-        if not path.endswith("/"):
-            yield path
-            continue
-        try:
-            with os.scandir(path) as entries:
-                found = [name for entry in entries if (name := select(entry))]
-        except OSError as error:
-            yield explain(path, error)
-            continue
-        found.sort(key=order, reverse=True)
-        pending += [f"{path}{name}" for name in found]
 
 
 def read_image(path: str, model: Linear, *, is_own: bool) -> NDArray[np.uint8]:
@@ -283,7 +238,7 @@ def main() -> None:
     if arguments.csv:
         print(csv_header(model.classes))
 
-    left_out: LeftOut = {}
+    left_out = LeftOut()
     found: Iterable[str | UserError] = find_images(arguments.paths, left_out)
     if not os.isatty(1):  # where the answers show the progress, and it would mix in
         found = progress(found, "classify", "images")
@@ -302,8 +257,9 @@ def main() -> None:
             else:
                 print(row_of(item[0], *next(answers), model.classes))
         print(end="", flush=True)  # so that a pipe's reader need not wait
-    for reason, (count, example) in left_out.items():
-        warn(f"left out, {reason}: {count}, for example {escape(example)}")
+    for reason, count in left_out.counts.items():
+        example = escape(left_out.examples[reason])
+        warn(f"left out, {reason}: {count}, for example {example}")
     if failed:
         sys.exit(1)
 

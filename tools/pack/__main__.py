@@ -15,8 +15,9 @@ from stages.plumbing import parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic import temporary
 from stages.plumbing.hermetic.values import parse_yaml
+from tools.image_files import LeftOut
 from tools.pack import table
-from tools.pack.folder import LeftOut, find_images
+from tools.pack.folder import find_images
 from tools.pack.look import look_at_all
 from tools.pack.params import choose_params, edit_params
 from tools.pack.place import Packed, place
@@ -100,7 +101,7 @@ def read_folder(
     Returns the images, and the folders of the splits in the archive. Raises UserError
     if there are fewer than two classes to pack, or too many.
     """
-    found, splits = find_images(path, chosen, left_out)
+    found, splits = find_images(str(path), chosen, left_out)
     if splits and share is not None:
         raise UserError(
             f"--valid: {path} has the splits {splits.train} and {splits.valid} "

@@ -3,13 +3,11 @@
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
-from stages.images import names
-from stages.images.archive import MAX_MEMBER
 from stages.plumbing.errors import UserError
+from tools.image_files import LeftOut, walk
 
 TRAINING = {"train", "training"}
 VALIDATION = {"valid", "validation", "val", "test", "testing", "dev", "eval", "holdout"}
@@ -19,23 +17,6 @@ MAX_SHOWN = 8
 # Reasons to leave a file out.
 NO_CLASS = "not in the folder of a class"
 OTHER_SPLIT = "in neither of the two splits"
-LINK = "a link to a folder"
-NO_FILE = "no plain file, or a broken link"
-LARGE = f"larger than {MAX_MEMBER >> 20} MiB"
-
-
-class LeftOut:
-    """What is not packed: how many, and an example, by reason."""
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-
-    def add(self, reason: str, example: str) -> None:
-        """Count one more."""
-        self.counts[reason] += 1
-        self.examples.setdefault(reason, example)
 
 
 class File(NamedTuple):
@@ -69,7 +50,7 @@ class Splits(NamedTuple):
 
 
 def find_images(
-    folder: Path, chosen: Sequence[str] | None, left_out: LeftOut
+    folder: str, chosen: Sequence[str] | None, left_out: LeftOut
 ) -> tuple[list[Image], Splits | None]:
     """Find the files in SPLIT/CLASS/… or CLASS/… that may be images.
 
@@ -77,7 +58,12 @@ def find_images(
     the folders of the two splits; empty if there are none; None to go by their names.
     Raises UserError if there may be more than two splits.
     """
-    files = list(walk(folder, left_out))
+    files = []
+    for found in walk(folder, left_out):
+        if isinstance(found, OSError):
+            left_out.add(found.strerror or "cannot be listed", found.filename)
+        else:
+            files.append(read_names(folder, found))
     while files and all(len(file.folders) > 1 for file in files):
         if len({file.folders[0] for file in files}) > 1:
             break
@@ -97,52 +83,16 @@ def find_images(
     return images, splits
 
 
-def walk(folder: Path, left_out: LeftOut) -> Iterator[File]:
-    """Yield the files below a folder that may be images, in natural order.
-
-    Links to files are followed, links to folders are left out.
-    """
-    for parent, folders, files in os.walk(folder, onerror=_fail):
-        inner = tuple(map(_plain, Path(parent).relative_to(folder).parts))
-        for name in sorted(folders):
-            path = os.path.join(parent, name)
-            if reason := _why_pass_over(path):
-                folders.remove(name)
-                left_out.add(reason, path)
-        folders.sort(key=names.natural_order)
-        for name in sorted(files, key=names.natural_order):
-            path = os.path.join(parent, name)
-            if reason := _why_leave_out(path):
-                left_out.add(reason, path)
-            else:
-                yield File(path, inner, _plain(name))
-
-
-def _fail(error: OSError) -> NoReturn:
-    raise error
+def read_names(folder: str, path: str) -> File:
+    """Return a file with the names of the folders around it, below a folder."""
+    *folders, name = map(_plain, os.path.relpath(path, folder).split("/"))
+    return File(path, tuple(folders), name)
 
 
 def _plain(name: str) -> str:
     """Return a name as every system reads it."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return unicodedata.normalize("NFC", name).replace("\\", "_")
-
-
-def _why_pass_over(folder: str) -> str | None:
-    if names.is_hidden(os.path.basename(folder)):
-        return names.HIDDEN
-    return LINK if os.path.islink(folder) else None
-
-
-def _why_leave_out(path: str) -> str | None:
-    name = os.path.basename(path)
-    if names.is_hidden(name):
-        return names.HIDDEN
-    if names.OTHER_FILE.search(name):
-        return names.NO_IMAGE
-    if not os.path.isfile(path):
-        return NO_FILE
-    return LARGE if os.path.getsize(path) > MAX_MEMBER else None
 
 
 def find_splits(files: Sequence[File], chosen: Sequence[str] | None) -> Splits | None:

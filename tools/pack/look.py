@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +14,14 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from stages.images import decode
+from stages.images.archive import MAX_MEMBER
 from stages.plumbing import workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
 from tools.pack import folder
 
 THUMBNAIL = (64, 64)
+LARGE = f"larger than {MAX_MEMBER >> 20} MiB"
 
 
 class Look(NamedTuple):
@@ -41,6 +44,8 @@ class Look(NamedTuple):
 def look_at(path: str) -> Look | str:
     """Look at an image file; return what is wrong with one that cannot be used."""
     try:
+        if os.path.getsize(path) > MAX_MEMBER:
+            return LARGE
         content = Path(path).read_bytes()
         image = decode.load(content, "")
     except UserError as error:

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from tools.pack.folder import Image, LeftOut, Splits
+from tools.image_files import LeftOut
+from tools.pack.folder import Image, Splits
 from tools.pack.look import Look
 
 SPLITS = ("train", "valid")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.images.names import natural_order
-from tools.pack.folder import LeftOut
+from tools.image_files import LeftOut
 from tools.pack.params import inks_of, median_size
 from tools.pack.place import SPLITS, Packed
 
