@@ -147,9 +147,10 @@ def galleries(results: Results) -> dict[str, bytes]:
     rows = results.mistakes
     names = pictures.drawable_names(results.classes)
     by_class = dict(zip(results.classes, names, strict=True))
-    means = pictures.grayscale(results.means)
-    weights = pictures.diverging(results.weights)
-    wrong = pictures.grayscale(results.valid.images[[row["index"] for row in rows]])
+    means = pictures.shrink(results.means, pictures.SIDE)
+    weights = pictures.shrink(results.weights, pictures.SIDE)
+    images = (results.valid.images[row["index"]] for row in rows)
+    wrong = pictures.shrink(images, pictures.SIDE)
     pair = len(weights) == 1
     outputs = [f"{names[0]} red, {names[1]} blue"] if pair else names
     mistakes = [
@@ -158,12 +159,16 @@ def galleries(results: Results) -> dict[str, bytes]:
     ]
     return {
         "metrics/means.png": pictures.gallery(
-            means, [f"mean: {name}" for name in names], columns=5
+            pictures.grayscale(means), [f"mean: {name}" for name in names], columns=5
         ),
         "metrics/weights.png": pictures.gallery(
-            weights, [f"weights: {name}" for name in outputs], columns=5
+            pictures.diverging(weights),
+            [f"weights: {name}" for name in outputs],
+            columns=5,
         ),
-        "metrics/mistakes.png": pictures.gallery(wrong, mistakes, columns=8),
+        "metrics/mistakes.png": pictures.gallery(
+            pictures.grayscale(wrong), mistakes, columns=8
+        ),
     }
 
 

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +12,35 @@ from PIL import Image, ImageDraw, ImageFont
 
 BLUE, RED = b"\x32\x88\xbd", b"\xd6\x40\x4e"
 BORDER = "#c8c8c8"
+MAX_STRETCH = 4
+"""No image is shown longer than the side of this many squares of its area."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # The parts of a gallery, in pixels.
 SIDE = 140
-"""The longer side of an image is at most this long."""
+"""An image has at most the area of a square of this side."""
 GAP = 20
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES, MAX_CHARACTERS = 3, 60
 NO_CHARACTER = "\uffff"
 """No font has it."""
+
+
+def scale(width: int, height: int, side: float) -> float:
+    """Return what enlarges or shrinks an image to the area of a square, side x side.
+
+    Or to less, where one of its sides would be longer than MAX_STRETCH such squares.
+    """
+    area, longest = side / math.sqrt(width * height), side / max(width, height)
+    return min(area, MAX_STRETCH * longest)
+
+
+def shrink(images: Iterable[NDArray], side: float) -> NDArray:
+    """Average the pixels of images (N, H, W) that have more than a square's area.
+
+    uint8 or float32, as they were; memory-mapped images are read one at a time.
+    """
+    return np.array([_shrink(image, side) for image in images])
 
 
 def grayscale(images: NDArray) -> list[Image.Image]:
@@ -44,6 +63,17 @@ def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
         image.putpalette(BLUE * 128 + RED * 128)
         image.info["transparency"] = alphas
     return images
+
+
+def confusion(matrix: NDArray[np.int64]) -> Image.Image:
+    """Draw a confusion matrix (K, K), a pixel each: right is blue, wrong is red.
+
+    The opacity is the square root of the share of the row, as in the page's tables.
+    """
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    signs = 1 - 2 * np.eye(len(matrix))
+    (image,) = diverging((signs * np.sqrt(shares))[None], limit=1)
+    return image
 
 
 def data_uri(image: Image.Image) -> str:
@@ -74,15 +104,20 @@ def drawable_names(classes: Sequence[str]) -> list[str]:
 def gallery(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int
 ) -> bytes:
-    """Draw images of one size in a grid, a caption below each, as a PNG file."""
+    """Draw images of one size in a grid, a caption below each, as a PNG file.
+
+    So many images that there would be more rows than columns get more columns.
+    """
     font = ImageFont.load_default(FONT_SIZE)
-    tiles = [_resize(image) for image in images]
+    tiles = [_enlarge(image) for image in images]
     texts = [_wrap(caption, font) for caption in captions]
+    columns = max(columns, math.ceil(math.sqrt(len(tiles))))
     columns = max(1, min(columns, len(tiles)))
     rows = max(1, math.ceil(len(tiles) / columns))
     tile_height = max((tile.height for tile in tiles), default=SIDE)
     lines = max(map(len, texts), default=0)
-    width, height = SIDE + GAP, tile_height + GAP + lines * LINE_HEIGHT
+    width = max([SIDE, *(tile.width for tile in tiles)]) + GAP
+    height = tile_height + GAP + lines * LINE_HEIGHT
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
@@ -99,13 +134,20 @@ def gallery(
     return buffer.getvalue()
 
 
-def _resize(image: Image.Image) -> Image.Image:
-    """Enlarge by a whole number, so that pixels stay squares, or shrink to SIDE."""
-    scale = SIDE / max(image.size)
-    scale = math.floor(scale) if scale >= 1 else scale
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    return image.convert("RGBA").resize((width, height), resampling)
+def _shrink(image: NDArray, side: float) -> NDArray:
+    height, width = image.shape
+    by = scale(width, height, side)
+    if by >= 1:
+        return image
+    size = max(1, round(width * by)), max(1, round(height * by))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _enlarge(image: Image.Image) -> Image.Image:
+    """Enlarge by a whole number, so that pixels stay squares."""
+    by = max(1, math.floor(scale(*image.size, SIDE)))
+    size = image.width * by, image.height * by
+    return image.convert("RGBA").resize(size, Image.Resampling.NEAREST)
 
 
 def _wrap(caption: str, font: Font) -> list[str]:

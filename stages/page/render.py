@@ -1,6 +1,7 @@
 """Render the page: one HTML file that needs nothing else and escapes every name."""
 
 import base64
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,16 @@ MAX_DIGITS = 4
 """Decimals of a share that would round to none or all."""
 MAX_EMBEDDED = 500_000
 """Models of more bytes are not embedded: nothing to try, but the page opens fast."""
+MANY = 20
+"""Of more classes, the confusion matrix is a picture, and what is long is folded."""
+WORST = 10
+"""So many classes and confusions are shown of many."""
+BARS = 5
+"""So many probabilities and distances are shown of many."""
+SIDE = 144
+"""CSS pixels: a picture has the area of a square of this side, 9rem in style.css."""
+MAX_PIXELS = 2_000_000
+"""The means have at most so many pixels on the page, and so have the weights."""
 
 
 class Predictions(NamedTuple):
@@ -80,18 +91,29 @@ class Results(NamedTuple):
 def render(results: Results) -> str:
     """Return the page as HTML."""
     images, means, weights = results.valid.images, results.means, results.weights
+    count, (height, width) = len(results.classes), means.shape[1:]
+    arrays = {"means": means, "weights": weights, "bias": results.bias}
+    embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
+    many, pad = count > MANY, offers_pad(images, results.decoding)
+    # Twice as sharp as CSS pixels, for screens that show it, unless there are many.
+    sharp = 2 * SIDE
+    side = min(sharp, math.sqrt(MAX_PIXELS / count))
+    small_means = pictures.shrink(means, side)
+    difference = images[0] / 255 - means[0]
     indices = [row["index"] for row in results.mistakes]
+    # Whole where they can be tried: the models take all their pixels.
+    wrong = pictures.shrink(
+        (images[i] for i in indices), math.inf if embedded else side
+    )
     mistakes = [
         {**row, "image": uri, "baseline": results.classes[label]}
         for row, uri, label in zip(
             results.mistakes,
-            _uris(pictures.grayscale(images[indices])),
+            _uris(pictures.grayscale(wrong)),
             results.predictions["baseline"].labels[indices],
             strict=True,
         )
     ]
-    arrays = {"means": means, "weights": weights, "bias": results.bias}
-    embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -100,7 +122,13 @@ def render(results: Results) -> str:
     )
     return environment.get_template("template.html.j2").render(
         classes=results.classes,
-        shape=means.shape[1:],
+        shape=(height, width),
+        stretch=width * pictures.scale(width, height, 1),
+        smooth=height * width > SIDE**2,
+        many=many,
+        shown=MANY,
+        bars=BARS,
+        pad=pad,
         params=_flatten(results.params),
         digests=results.digests,
         share=format_share,
@@ -108,31 +136,64 @@ def render(results: Results) -> str:
         copies=results.copies,
         without_copies=results.accuracy_without_copies,
         confusion={name: rows.tolist() for name, rows in results.confusion.items()},
+        matrices={
+            name: pictures.data_uri(pictures.confusion(rows))
+            for name, rows in results.confusion.items()
+            if many
+        },
+        confusions={name: confusions(m) for name, m in results.confusion.items()},
+        worst=sorted(results.classes, key=results.metrics["linear"]["f1"].get)[:WORST],
         mcnemar=results.mcnemar,
         pair_charts=charts.pair_charts(results.curves) if results.curves else [],
         epoch_charts=charts.epoch_charts(results.history),
         untrained=results.history[0],
         sensitivity=results.sensitivity,
-        means=_uris(pictures.grayscale(means)),
-        weights=_uris(pictures.diverging(weights)),
+        means=_uris(pictures.grayscale(small_means)),
+        weights=_uris(pictures.diverging(pictures.shrink(weights, side))),
         example=_uris(
             [
-                *pictures.grayscale(images[:1]),
-                *pictures.diverging(images[:1] / 255 - means[:1], limit=1),
+                *pictures.grayscale(pictures.shrink(images[:1], sharp)),
+                *pictures.diverging(pictures.shrink([difference], sharp), limit=1),
             ]
         ),
         distances=results.distances,
         mistakes=mistakes,
         model={
             "classes": results.classes,
-            "shape": means.shape[1:],
+            "shape": (height, width),
+            "bars": BARS if many else count,
+            "pad": pad,
             "outputs": results.outputs,
             "distance": results.distance,
             "decoding": results.decoding._asdict(),
-            **{name: _base64(array) for name, array in arrays.items()},
+            **{name: _base64(array) for name, array in arrays.items() if embedded},
         },
         embedded=embedded,
+        decoding=results.decoding,
     )
+
+
+def offers_pad(images: NDArray[np.uint8], decoding: Decoding) -> bool:
+    """Return whether images (N, H, W) look like a drawing on a pad: light ink on black.
+
+    They do if the files are gray and more than half of all pixels are 0.
+    """
+    return not decoding.grayscale and int(np.count_nonzero(images)) < images.size / 2
+
+
+def confusions(matrix: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
+    """Return the WORST most frequent confusions of a matrix (K, K).
+
+    Actual class, predicted class, how many images, and how many the actual class has.
+    """
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    most = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
+    pairs = zip(*(axis.tolist() for axis in np.divmod(most, len(matrix))), strict=True)
+    return [
+        (actual, predicted, int(matrix[actual, predicted]), int(matrix[actual].sum()))
+        for actual, predicted in pairs
+        if wrong[actual, predicted]
+    ]
 
 
 def format_share(share: float, digits: int, unit: int = 1) -> str:

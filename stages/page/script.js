@@ -2,8 +2,9 @@
 const $ = (id) => document.getElementById(id);
 
 // Both models: means (K, H, W), weights (C, H, W) and bias (C), float32.
-const { classes, outputs, distance, decoding, shape: [height, width], ...encoded } =
-  JSON.parse($("model").textContent);
+const {
+  classes, outputs, distance, decoding, bars, pad: offersPad, shape: [height, width], ...encoded
+} = JSON.parse($("model").textContent);
 const floats = (text) =>
   new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 const [means, weights, bias] = ["means", "weights", "bias"].map((name) => floats(encoded[name]));
@@ -91,6 +92,12 @@ async function decode(file) {
     canvas.drawImage(bitmap, 0, 0);
     return canvas;
   };
+  // Where drawings are classified, a file of another size is scaled as they are.
+  const exact = bitmap.width === width && bitmap.height === height;
+  if (!exact && !decoding.size && !offersPad) {
+    throw Error(`The image has ${bitmap.width} × ${bitmap.height} pixels, and the models take ` +
+      `${width} × ${height}: set data.size in params.yaml to [${height}, ${width}] and run dvc repro.`);
+  }
   const transparent = rgba(context(null)).some((byte, i) => i % 4 === 3 && byte < 255);
   if (transparent && decoding.background === null) {
     throw Error("The image has transparent pixels, and the models know no background for " +
@@ -177,9 +184,10 @@ function prepare(source, centred, inverted) {
   return grayscale(small);
 }
 
-const pad = $("pad");
-const ink = pad.getContext("2d", { willReadFrequently: true });
+const pad = $("pad");  // or null
+const ink = pad?.getContext("2d", { willReadFrequently: true });
 const input = $("input").getContext("2d");
+const nothing = $("answer").textContent;
 let source = null;  // what is classified: the pad, an image, or nothing yet
 let pen = null;  // where the pointer is while it draws
 
@@ -190,14 +198,17 @@ function percent(p) {
   return text === "0.0" && p > 0 ? "< 0.1 %" : `${text} %`;
 }
 
-/** Fill a list with a bar per class. */
-function showBars(list, { label, scores }, full, format) {
-  list.replaceChildren(...scores.map((score, k) => {
+/** Fill a list with a bar per class; of many classes, with the first in an order. */
+function showBars(list, { label, scores }, full, format, order) {
+  const labels = classes.map((_, k) => k);
+  if (bars < classes.length) labels.sort((j, k) => order(scores[j], scores[k]));
+  list.replaceChildren(...labels.slice(0, bars).map((k) => {
     const row = document.createElement("li"), bar = document.createElement("i");
     row.className = k === label ? "bar best" : "bar";
-    bar.style.width = `${100 * score / full}%`;
-    const [name, value] = [classes[k], format(score)].map((textContent) =>
-      Object.assign(document.createElement("span"), { textContent }));
+    bar.style.width = `${100 * scores[k] / full}%`;
+    const [name, value] = [["bdi", classes[k]], ["span", format(scores[k])]].map(
+      ([tag, textContent]) => Object.assign(document.createElement(tag), { textContent }));
+    name.title = classes[k];
     row.append(name, bar, value);
     return row;
   }));
@@ -208,20 +219,21 @@ function update(announce) {
   if (!source) {
     input.fillRect(0, 0, width, height);
     for (const id of ["linear-bars", "baseline-bars"]) $(id).replaceChildren();
-    $("answer").textContent = "Nothing drawn yet.";
+    $("answer").textContent = nothing;
     return;
   }
   const exact = source !== pad && source.width === width && source.height === height;
   const pixels = prepare(
-    source, $("centre").checked && !exact, $("invert").checked && source !== pad,
+    source, pad && $("centre").checked && !exact, pad && $("invert").checked && source !== pad,
   );
   const shown = Uint8ClampedArray.from({ length: 4 * pixels.length }, (_, i) =>
     i % 4 === 3 ? 255 : pixels[i >> 2]);
   input.putImageData(new ImageData(shown, width), 0, 0);
   const answers = { linear: linear(pixels), baseline: baseline(pixels) };
   const longest = Math.max(...answers.baseline.scores) || 1;
-  showBars($("linear-bars"), answers.linear, 1, percent);
-  showBars($("baseline-bars"), answers.baseline, longest, (d) => d.toFixed(4));
+  showBars($("linear-bars"), answers.linear, 1, percent, (p, q) => q - p);
+  showBars(
+    $("baseline-bars"), answers.baseline, longest, (d) => d.toFixed(4), (d, e) => d - e);
   if (announce) {
     const [first, second] = [answers.linear, answers.baseline].map(({ label }) => classes[label]);
     $("answer").textContent = `Linear: ${first}. Baseline: ${second}.`;
@@ -229,7 +241,7 @@ function update(announce) {
 }
 
 function clear() {
-  ink.fillRect(0, 0, pad.width, pad.height);
+  ink?.fillRect(0, 0, pad.width, pad.height);
   source = null;
   $("file").value = "";  // so that the same file can be chosen again
 }
@@ -243,9 +255,11 @@ async function show(file) {
     $("answer").textContent = error.message;
     return;
   }
-  ink.fillRect(0, 0, pad.width, pad.height);
-  ink.imageSmoothingEnabled = source.width > pad.width;
-  ink.drawImage(source, 0, 0, pad.width, pad.height);
+  if (pad) {
+    ink.fillRect(0, 0, pad.width, pad.height);
+    ink.imageSmoothingEnabled = source.width > pad.width;
+    ink.drawImage(source, 0, 0, pad.width, pad.height);
+  }
   update(true);
 }
 
@@ -261,31 +275,36 @@ function stroke(event) {
   update(false);
 }
 
-const zoom = Math.ceil(280 / Math.max(width, height));
-Object.assign(pad, { width: width * zoom, height: height * zoom });
-Object.assign(ink, {
-  lineWidth: Math.min(pad.width, pad.height) / 12, lineCap: "round", strokeStyle: "#fff",
-});
+/** Prepare the pad to be drawn on. */
+function startPad() {
+  const zoom = Math.ceil(280 / Math.max(width, height));
+  Object.assign(pad, { width: width * zoom, height: height * zoom });
+  pad.style.maxWidth = `${20 * Math.min(width / height, 1)}rem`;
+  Object.assign(ink, {
+    lineWidth: Math.min(pad.width, pad.height) / 12, lineCap: "round", strokeStyle: "#fff",
+  });
 
-pad.addEventListener("pointerdown", (event) => {
-  if (source !== pad) clear();
-  source = pad;
-  pen = null;
-  pad.setPointerCapture(event.pointerId);
-  stroke(event);
-});
-pad.addEventListener("pointermove", (event) => { if (pen) stroke(event); });
-for (const end of ["pointerup", "pointercancel"]) {
-  pad.addEventListener(end, () => {
+  pad.addEventListener("pointerdown", (event) => {
+    if (source !== pad) clear();
+    source = pad;
     pen = null;
+    pad.setPointerCapture(event.pointerId);
+    stroke(event);
+  });
+  pad.addEventListener("pointermove", (event) => { if (pen) stroke(event); });
+  for (const end of ["pointerup", "pointercancel"]) {
+    pad.addEventListener(end, () => {
+      pen = null;
+      update(true);
+    });
+  }
+  $("clear").addEventListener("click", () => {
+    clear();
     update(true);
   });
+  for (const id of ["centre", "invert"]) $(id).addEventListener("change", () => update(true));
 }
-$("clear").addEventListener("click", () => {
-  clear();
-  update(true);
-});
-for (const id of ["centre", "invert"]) $(id).addEventListener("change", () => update(true));
+
 $("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
   if (file) show(file);
@@ -306,5 +325,6 @@ for (const button of document.querySelectorAll("button[data-try]")) {
 }
 
 $("try").hidden = false;
+if (pad) startPad();
 clear();
 update(false);
