@@ -4,11 +4,13 @@ The browser is driven by chromedriver over the W3C's WebDriver protocol.
 """
 
 import base64
+import csv
 import io
 import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +32,7 @@ from stages.baseline import distances
 from stages.images.decode import decode
 from stages.model import linear, metrics
 from stages.model.linear import Linear
-from stages.page import charts, pictures
+from stages.page import charts, pictures, render
 from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Decoding
@@ -38,12 +40,17 @@ from tests.conftest import copy, succeed
 
 PLAIN = Decoding(size=None, grayscale=False, background=None)
 HOSTILE = ['<img src=x onerror="window.broken = 1">', "<script>window.broken = '&"]
+SCRIPTS = ["Шайба", "猫の種類", "قطة", "ж" * 200, "a b", "<i>&amp;<b>", 'it\'s "x"']
+MANY = [f"{SCRIPTS[k % len(SCRIPTS)]} {k}" for k in range(30)]
 INVENTED = [
     (HOSTILE, (20, 31), "squared_error", "l2"),
     ([str(i) for i in range(10)], (64, 64), "log_loss", "l1"),
     (["a", "b", "c"], (9, 9), "brier", "l1"),
+    (MANY, (6, 90), "log_loss", "l2"),
+    (["cat " * 70 + end for end in "ab"], (160, 5), "log_loss", "l1"),
 ]
 IDS = ["real", "hostile names", "ten classes of 64 x 64", "one versus rest"]
+IDS += ["thirty classes of strips", "names of 281 characters"]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
     not (BROWSER and DRIVER),
@@ -111,18 +118,93 @@ def test_names_that_the_font_has_are_shown(name):
     assert pictures.drawable_names(["é", name, " "]) == ["class 0", name, "class 2"]
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (20, 31), (1, 1), (500, 3), (600, 400)])
+SHAPES = [(28, 28), (20, 31), (1, 1), (500, 3), (600, 400), (20, 200)]
+
+
+def tiles(count: int, shape: tuple[int, int]) -> list[Image.Image]:
+    """Draw random images for a gallery."""
+    images = np.random.default_rng(0).random((count, *shape), np.float32)
+    return pictures.grayscale(pictures.shrink(images, pictures.SIDE))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_a_gallery_has_as_many_columns_as_asked_and_no_empty_row(shape, count):
-    images = np.random.default_rng(0).random((count, *shape))
-    tiles = pictures.grayscale(images)
-    file, again = (pictures.gallery(tiles, ["a"] * count, 5) for _ in range(2))
+    file, again = (
+        pictures.gallery(tiles(count, shape), ["a"] * count, 5) for _ in range(2)
+    )
     assert file == again
+    columns, rows = max(1, min(count, 5)), max(1, -(-count // 5))
     with Image.open(io.BytesIO(file)) as sheet:
-        assert sheet.width == (pictures.SIDE + pictures.GAP) * max(1, min(count, 5))
-        rows, longest = max(1, -(-count // 5)), pictures.SIDE + pictures.GAP
-        assert sheet.height <= rows * (longest + pictures.LINE_HEIGHT)
         assert sheet.info == {}
+        width, height = sheet.width / columns, sheet.height / rows
+    width, height = width - pictures.GAP, height - pictures.GAP - pictures.LINE_HEIGHT
+    assert width >= pictures.SIDE
+    assert max(width, height) <= pictures.MAX_STRETCH * pictures.SIDE
+    assert shape not in [(28, 28), (1, 1)] or width == pictures.SIDE
+
+
+def test_a_gallery_of_256_images_is_no_ribbon():
+    file = pictures.gallery(tiles(256, (9, 9)), ["a"] * 256, 5)
+    with Image.open(io.BytesIO(file)) as sheet:
+        assert 0.5 < sheet.width / sheet.height < 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_large_images_shrink_to_the_means_of_their_pixels(dtype):
+    """In blocks of 4 x 4: their side is that of a square of as large an area."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 48)).astype(dtype)
+    shrunk = pictures.shrink(images, np.sqrt(64 * 48) / 4)
+    assert shrunk.dtype == dtype
+    expected = images.reshape(3, 16, 4, 12, 4).mean((2, 4))
+    np.testing.assert_allclose(shrunk, expected, rtol=1e-5, atol=1)
+    np.testing.assert_array_equal(pictures.shrink(images, 64), images)
+
+
+def test_a_confusion_matrix_is_blue_where_right_and_red_where_wrong():
+    """And transparent where there is no image."""
+    matrix = np.array([[4, 0, 12], [0, 5, 0], [1, 99, 0]])
+    image = pictures.confusion(matrix)
+    pixels = np.asarray(image.convert("RGBA")).astype(int)
+    right = np.eye(3, dtype=bool)
+    assert (pixels[right, :3] == list(pictures.BLUE))[[0, 1]].all()
+    assert (pixels[~right & (matrix > 0), :3] == list(pictures.RED)).all()
+    share = matrix / matrix.sum(1, keepdims=True)
+    np.testing.assert_allclose(pixels[..., 3], 255 * share ** (1 / 3), atol=3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))
+def test_the_most_frequent_confusions_are_those_that_counting_finds(pairs):
+    actual, predicted = np.transpose(pairs)
+    matrix = metrics.confusion_matrix(actual, predicted, 5)
+    found = render.confusions(matrix)
+    wrong = Counter(pair for pair in pairs if pair[0] != pair[1])
+    expected = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
+    counts = Counter(actual.tolist())
+    assert found == [
+        (*pair, count, counts[pair[0]]) for pair, count in expected[: render.WORST]
+    ]
+
+
+INK = np.zeros((2, 9, 9), np.uint8)
+INK[:, 2:7, 4] = 255
+
+
+@pytest.mark.parametrize(
+    ("images", "grayscale", "offered"),
+    [
+        (INK, False, True),
+        (INK, True, False),  # the files were in colour
+        (255 - INK, False, False),
+        (np.full_like(INK, 9), False, False),  # a dark photo
+        (INK[:, 2:7, 4:6], False, False),  # as much ink as ground
+    ],
+)
+def test_a_pad_is_offered_for_gray_files_that_are_mostly_black(
+    images, grayscale, offered
+):
+    decoding = PLAIN._replace(grayscale=grayscale)
+    assert render.offers_pad(images, decoding) is offered
 
 
 def test_a_gallery_shows_every_pixel_as_a_square():
@@ -389,7 +471,9 @@ def test_page_needs_nothing_from_outside_and_is_small(reported):
 
 @needs_browser
 @pytest.mark.parametrize("width", [360, 1200])
-def test_page_fits_its_window_and_names_what_it_shows(reported, browser, width):
+def test_page_fits_its_window_and_names_what_it_shows(
+    reported, browser, tmp_path, width
+):
     browser.show(reported / artifacts.REPORT, width)
     scroll_width = "return document.documentElement.scrollWidth"
     resources = "return performance.getEntriesByType('resource').length"
@@ -401,13 +485,100 @@ def test_page_fits_its_window_and_names_what_it_shows(reported, browser, width):
     links = "[...document.querySelectorAll('a')]"
     broken = f"return {links}.filter((a) => !$(a.hash.slice(1))).length"
     assert browser.run(broken) == 0
-    draw(browser)
-    params = yaml.safe_load((reported / "params.yaml").read_text("utf-8"))
-    assert list(browser.bars()) == params["data"]["classes"]
+    bdi = "[...document.querySelectorAll('bdi')]"
+    untitled = f"{bdi}.filter((name) => name.title !== name.textContent)"
+    classify_first(reported, browser, tmp_path)
+    unfold(browser)
+    assert browser.run(f"return {untitled}.length") == 0
+    cut = (
+        f"{bdi}.filter((b) => b.title.length < 9 && b.scrollWidth > b.clientWidth + 1)"
+    )
+    assert browser.run(f"return {cut}.filter((b) => b.clientWidth).length") == 0
     assert browser.run(scroll_width) <= width
     assert browser.run(resources) == 0
     alien = "return [document.scripts.length, window.broken ?? null]"
     assert browser.run(alien) == [2, None]
+
+
+@needs_browser
+def test_pictures_are_large_enough_to_see_and_crisp_if_small(reported, browser):
+    images, *_ = load(reported)
+    height, width = images.shape[1:]
+    browser.show(reported / artifacts.REPORT)
+    unfold(browser)
+    shown = browser.run(
+        """return [...document.querySelectorAll('.images img')].map((image) => [
+          image.clientWidth, image.clientHeight, getComputedStyle(image).imageRendering,
+        ])"""
+    )
+    assert shown
+    for across, down, rendering in shown:
+        assert 80**2 < across * down < 160**2
+        assert max(across, down) < 4 * 150
+        assert across / down == pytest.approx(width / height, rel=0.1)
+        assert rendering == "pixelated"
+
+
+@needs_browser
+def test_the_first_of_many_probabilities_are_shown_and_all_of_a_few(
+    reported, browser, tmp_path
+):
+    _, _, to_means, model = load(reported)
+    browser.show(reported / artifacts.REPORT)
+    image = classify_first(reported, browser, tmp_path)
+    bars = browser.bars()
+    if len(model.classes) <= render.MANY:
+        assert list(bars) == model.classes
+        return
+    logits = linear.logits(image[None], model.weights, model.bias)
+    (expected,) = linear.probabilities(logits, model.outputs)
+    first = np.argsort(-expected)[: render.BARS]
+    assert list(bars.items()) == [(model.classes[k], bar(expected[k])) for k in first]
+    names = "[...document.querySelectorAll('#baseline-bars bdi')]"
+    nearest = browser.run(f"return {names}.map((name) => name.title)")
+    order = np.argsort(to_means[0])[: render.BARS]
+    assert nearest == [model.classes[k] for k in order]
+
+
+@needs_browser
+def test_a_mistake_tried_is_classified_as_in_the_table(reported, browser):
+    with (reported / artifacts.PREDICTIONS).open(encoding="utf-8") as file:
+        rows = {row["index"]: row for row in csv.DictReader(file)}
+    browser.show(reported / artifacts.REPORT)
+    index = browser.run(
+        """const button = document.querySelector('button[data-try]');
+        button.click();
+        return button.dataset.try;"""
+    )
+    answer = browser.wait("source && $('answer').textContent")
+    assert answer.startswith(f"Linear: {rows[index]['predicted']}. Baseline: ")
+
+
+@needs_browser
+def test_without_a_pad_files_can_be_dropped_and_have_the_size_of_the_models(
+    reported, browser
+):
+    images, *_ = load(reported)
+    height, width = images.shape[1:]
+    browser.show(reported / artifacts.REPORT)
+    parts = browser.run("return ['pad', 'centre', 'invert'].filter($)")
+    if (images == 0).mean() > 0.5:
+        assert parts == ["pad", "centre", "invert"]
+        return
+    assert parts == []
+    assert browser.run("return $('answer').textContent") == "No image yet."
+    drop = """
+        const [width, height] = arguments;
+        blank(width, height, 99).canvas.toBlob((file) => {
+          const dataTransfer = { files: [file] };
+          $('try').dispatchEvent(Object.assign(new Event('drop'), { dataTransfer }));
+        });"""
+    browser.run(drop, width, height)
+    assert browser.wait("$('answer').textContent.startsWith('Linear: ')")
+    browser.run(drop, width + 1, height)
+    said = browser.wait("source === null && $('answer').textContent")
+    assert f"{width + 1} × {height} pixels" in said
+    assert f"data.size in params.yaml to [{height}, {width}]" in said
 
 
 @needs_browser
@@ -453,6 +624,20 @@ def draw(browser: Browser) -> None:
     start, corner, end = ({"x": -90, "y": -90}, {"x": 0, "y": -90}, {"x": -40, "y": 90})
     press = {"type": "pointerDown", "button": 0}
     browser.move(pad | start, press, pad | corner, pad | end)
+
+
+def unfold(browser: Browser) -> None:
+    """Open everything that is folded."""
+    folds = "document.querySelectorAll('details')"
+    browser.run(f"{folds}.forEach((fold) => {{ fold.open = true; }})")
+
+
+def classify_first(folder: Path, browser: Browser, tmp_path: Path) -> np.ndarray:
+    """Choose the first validation image as a file, and return it."""
+    image = load(folder)[0][0]
+    Image.fromarray(image).save(tmp_path / "image.png")
+    assert answer(browser, tmp_path / "image.png").startswith("Linear: ")
+    return image
 
 
 HEIGHT, WIDTH = 20, 31

@@ -1,6 +1,8 @@
 """What the report shows agrees with what the models' own stages computed."""
 
+import base64
 import csv
+import io
 import itertools
 import re
 import shutil
@@ -15,12 +17,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import confusion_matrix, f1_score
 
 from stages import baseline, preprocess, report, train
 from stages.model import linear, metrics
 from stages.model.linear import Linear
 from stages.page import charts, pictures
-from stages.page.render import Results, format_share, render
+from stages.page.render import MAX_PIXELS, Results, format_share, render
 from stages.plumbing import artifacts, npz, parameters
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Decoding, Split
@@ -266,6 +270,17 @@ def noise(seed: int, count: int, classes: int, side: int) -> Split:
         255
     )
     return Split(images, (np.arange(count) % classes).astype(np.uint8))
+
+
+def pictured_matrix(page: str, model: str) -> np.ndarray:
+    """Return the opacity of the picture of a confusion matrix; of mistakes, below 0."""
+    found = re.search(
+        rf'"data:image/png;base64,([^"]*)" alt="Confusion matrix: {model},', page
+    )
+    assert found
+    with Image.open(io.BytesIO(base64.b64decode(found[1]))) as image:
+        red, _, blue, alpha = np.moveaxis(np.asarray(image.convert("RGBA"), int), 2, 0)
+    return np.where(red > blue, -alpha, alpha)
 
 
 def shown_matrix(page: str, model: str) -> np.ndarray:
@@ -519,8 +534,51 @@ def test_256_classes_are_reported_right(build):
     page = build(split, split, [f"c{k:03}" for k in range(256)], epochs=20)
     for model in ("Baseline", "Linear model"):
         np.testing.assert_array_equal(
-            shown_matrix(page, model), 2 * np.eye(256, dtype=int)
+            pictured_matrix(page, model), 254 * np.eye(256, dtype=int)
         )
+        assert f"{model}: no confusions." in page
     with np.load(artifacts.BASELINE) as file:
         expected = np.eye(256).reshape(-1, 16, 16)
         np.testing.assert_array_equal(file["means"], expected)
+
+
+def test_of_many_classes_the_worst_and_the_most_frequent_confusions_come_first(build):
+    names = [f"{k}th class" for k in range(30)]
+    page = build(noise(0, 90, 30, 4), noise(1, 300, 30, 4), names)
+    with open(artifacts.PREDICTIONS, encoding="utf-8") as file:
+        pairs = [(row["actual"], row["predicted"]) for row in csv.DictReader(file)]
+    actual, predicted = zip(*pairs, strict=True)
+    f1 = f1_score(actual, predicted, labels=names, average=None, zero_division=0)
+    shown, _, folded = page.partition("<summary>Precision, recall and F1 of all 30")
+    rows = re.findall(r'<th scope="row"><bdi title="(\d+th class)', shown)
+    assert rows[-10:] == [names[k] for k in np.argsort(f1, kind="stable")[:10]]
+    assert [name in folded.partition("</details>")[0] for name in names] == [True] * 30
+
+    matrix = confusion_matrix(actual, predicted, labels=names)
+    signs = np.sign(pictured_matrix(page, "Linear model"))
+    np.testing.assert_array_equal(signs, np.sign(matrix * (2 * np.eye(30) - 1)))
+    wrong = matrix - np.diag(np.diag(matrix))
+    _, _, table = shown.partition('aria-label="Most frequent confusions: Linear model"')
+    counts = re.findall(r"<td>(\d+) of 10</td>", table)
+    assert [*map(int, counts)] == sorted(wrong.ravel(), reverse=True)[:10]
+
+
+def test_a_page_of_large_images_and_many_classes_shows_them_smaller(build):
+    """And its models, whose float32 numbers alone would take 27 MB, are left out."""
+    labels = np.arange(256, dtype=np.uint8)
+    random = np.random.default_rng(0)
+    split = Split(random.integers(0, 256, (256, 96, 140), np.uint8), labels)
+    names = [f"c{k:03}" for k in labels]
+    page = build(split, split, names, epochs=1, batch_size=256, learning_rate=1e-4)
+    for kind in ("mean image", "weights"):
+        sizes = []
+        for uri in re.findall(rf'base64,([^"]*)" alt="{kind}: c', page)[:256]:
+            with Image.open(io.BytesIO(base64.b64decode(uri))) as image:
+                sizes.append(image.size)
+        assert len(sizes) == 256
+        ((width, height),) = set(sizes)
+        assert width / height == pytest.approx(140 / 96, rel=0.02)
+        assert 0.9 * MAX_PIXELS < 256 * width * height < 1.02 * MAX_PIXELS
+    assert len(page) < 6_000_000
+    assert "data-try" not in page
+    assert "python -m tools.predict IMAGE" in page

@@ -28,8 +28,10 @@ BARS = 5
 """So many probabilities and distances are shown of many."""
 SIDE = 144
 """CSS pixels: a picture has the area of a square of this side, 9rem in style.css."""
+MAX_SQUARES = 96
+"""The pixels of squares of a longer side, or as large an area, are not told apart."""
 MAX_PIXELS = 2_000_000
-"""The means have at most so many pixels on the page, and so have the weights."""
+"""All means have at most so many pixels on the page, and so have all weights."""
 
 
 class Predictions(NamedTuple):
@@ -95,16 +97,11 @@ def render(results: Results) -> str:
     arrays = {"means": means, "weights": weights, "bias": results.bias}
     embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
     many, pad = count > MANY, offers_pad(images, results.decoding)
-    # Twice as sharp as CSS pixels, for screens that show it, unless there are many.
-    sharp = 2 * SIDE
-    side = min(sharp, math.sqrt(MAX_PIXELS / count))
-    small_means = pictures.shrink(means, side)
     difference = images[0] / 255 - means[0]
     indices = [row["index"] for row in results.mistakes]
     # Whole where they can be tried: the models take all their pixels.
-    wrong = pictures.shrink(
-        (images[i] for i in indices), math.inf if embedded else side
-    )
+    side = math.inf if embedded else sharp_side(len(indices))
+    wrong = pictures.shrink((images[i] for i in indices), side)
     mistakes = [
         {**row, "image": uri, "baseline": results.classes[label]}
         for row, uri, label in zip(
@@ -124,7 +121,7 @@ def render(results: Results) -> str:
         classes=results.classes,
         shape=(height, width),
         stretch=width * pictures.scale(width, height, 1),
-        smooth=height * width > SIDE**2,
+        smooth=height * width > MAX_SQUARES**2,
         many=many,
         shown=MANY,
         bars=BARS,
@@ -148,12 +145,16 @@ def render(results: Results) -> str:
         epoch_charts=charts.epoch_charts(results.history),
         untrained=results.history[0],
         sensitivity=results.sensitivity,
-        means=_uris(pictures.grayscale(small_means)),
-        weights=_uris(pictures.diverging(pictures.shrink(weights, side))),
+        means=_uris(pictures.grayscale(pictures.shrink(means, sharp_side(count)))),
+        weights=_uris(
+            pictures.diverging(pictures.shrink(weights, sharp_side(len(weights))))
+        ),
         example=_uris(
             [
-                *pictures.grayscale(pictures.shrink(images[:1], sharp)),
-                *pictures.diverging(pictures.shrink([difference], sharp), limit=1),
+                *pictures.grayscale(pictures.shrink(images[:1], sharp_side(1))),
+                *pictures.diverging(
+                    pictures.shrink([difference], sharp_side(1)), limit=1
+                ),
             ]
         ),
         distances=results.distances,
@@ -171,6 +172,14 @@ def render(results: Results) -> str:
         embedded=embedded,
         decoding=results.decoding,
     )
+
+
+def sharp_side(count: int) -> float:
+    """Return the side of a square of as many pixels as each of `count` pictures has.
+
+    Twice that of CSS pixels, for screens that show them, unless there are many.
+    """
+    return min(2 * SIDE, math.sqrt(MAX_PIXELS / max(count, 1)))
 
 
 def offers_pad(images: NDArray[np.uint8], decoding: Decoding) -> bool:
