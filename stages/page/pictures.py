@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 BLUE, RED = b"\x32\x88\xbd", b"\xd6\x40\x4e"
 BORDER = "#c8c8c8"
 MAX_STRETCH = 4
-"""No image is shown longer than the side of this many squares of its area."""
+"""No side of a picture is longer than this many sides of a square of its area."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # The parts of a gallery, in pixels.
@@ -27,18 +27,19 @@ NO_CHARACTER = "\uffff"
 
 
 def scale(width: int, height: int, side: float) -> float:
-    """Return what enlarges or shrinks an image to the area of a square, side x side.
+    """Return the factor that gives an image the area of a square, side x side.
 
-    Or to less, where one of its sides would be longer than MAX_STRETCH such squares.
+    Or less, where one of its sides would be longer than MAX_STRETCH times that.
     """
     area, longest = side / math.sqrt(width * height), side / max(width, height)
     return min(area, MAX_STRETCH * longest)
 
 
 def shrink(images: Iterable[NDArray], side: float) -> NDArray:
-    """Average the pixels of images (N, H, W) that have more than a square's area.
+    """Shrink images (N, H, W) to the area of a square, side x side, by averaging.
 
-    uint8 or float32, as they were; memory-mapped images are read one at a time.
+    Smaller ones stay as they are. uint8 stays uint8, and float32 float32. Memory-mapped
+    images are read one at a time.
     """
     return np.array([_shrink(image, side) for image in images])
 

@@ -23,15 +23,15 @@ MAX_EMBEDDED = 500_000
 MANY = 20
 """Of more classes, the confusion matrix is a picture, and what is long is folded."""
 WORST = 10
-"""So many classes and confusions are shown of many."""
+"""How many of many classes, the worst, and of the confusions are shown first."""
 BARS = 5
-"""So many probabilities and distances are shown of many."""
+"""How many probabilities and distances of many are shown for an image."""
 SIDE = 144
 """CSS pixels: a picture has the area of a square of this side, 9rem in style.css."""
-MAX_SQUARES = 96
-"""The pixels of squares of a longer side, or as large an area, are not told apart."""
+CRISP_SIDE = 96
+"""Images of more than the area of a square of this side have no crisp pixels."""
 MAX_PIXELS = 2_000_000
-"""All means have at most so many pixels on the page, and so have all weights."""
+"""All pictures of the means have at most so many pixels, and so have all weights."""
 
 
 class Predictions(NamedTuple):
@@ -96,7 +96,7 @@ def render(results: Results) -> str:
     count, (height, width) = len(results.classes), means.shape[1:]
     arrays = {"means": means, "weights": weights, "bias": results.bias}
     embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
-    many, pad = count > MANY, offers_pad(images, results.decoding)
+    many = count > MANY
     difference = images[0] / 255 - means[0]
     indices = [row["index"] for row in results.mistakes]
     # Whole where they can be tried: the models take all their pixels.
@@ -121,11 +121,11 @@ def render(results: Results) -> str:
         classes=results.classes,
         shape=(height, width),
         stretch=width * pictures.scale(width, height, 1),
-        smooth=height * width > MAX_SQUARES**2,
+        smooth=height * width > CRISP_SIDE**2,
         many=many,
         shown=MANY,
         bars=BARS,
-        pad=pad,
+        pad=offers_pad(images, results.decoding),
         params=_flatten(results.params),
         digests=results.digests,
         share=format_share,
@@ -163,7 +163,6 @@ def render(results: Results) -> str:
             "classes": results.classes,
             "shape": (height, width),
             "bars": BARS if many else count,
-            "pad": pad,
             "outputs": results.outputs,
             "distance": results.distance,
             "decoding": results.decoding._asdict(),
@@ -175,9 +174,9 @@ def render(results: Results) -> str:
 
 
 def sharp_side(count: int) -> float:
-    """Return the side of a square of as many pixels as each of `count` pictures has.
+    """Return the side, in pixels, of a square as large as `count` pictures may be.
 
-    Twice that of CSS pixels, for screens that show them, unless there are many.
+    Twice as many as CSS pixels, for sharp screens, unless there are many pictures.
     """
     return min(2 * SIDE, math.sqrt(MAX_PIXELS / max(count, 1)))
 

@@ -2,9 +2,8 @@
 const $ = (id) => document.getElementById(id);
 
 // Both models: means (K, H, W), weights (C, H, W) and bias (C), float32.
-const {
-  classes, outputs, distance, decoding, bars, pad: offersPad, shape: [height, width], ...encoded
-} = JSON.parse($("model").textContent);
+const { classes, outputs, distance, decoding, bars, shape: [height, width], ...encoded } =
+  JSON.parse($("model").textContent);
 const floats = (text) =>
   new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 const [means, weights, bias] = ["means", "weights", "bias"].map((name) => floats(encoded[name]));
@@ -94,9 +93,10 @@ async function decode(file) {
   };
   // Where drawings are classified, a file of another size is scaled as they are.
   const exact = bitmap.width === width && bitmap.height === height;
-  if (!exact && !decoding.size && !offersPad) {
+  if (!exact && !decoding.size && !pad) {
     throw Error(`The image has ${bitmap.width} × ${bitmap.height} pixels, and the models take ` +
-      `${width} × ${height}: set data.size in params.yaml to [${height}, ${width}] and run dvc repro.`);
+      `${width} × ${height}: set data.size in params.yaml to [${height}, ${width}] and run ` +
+      "dvc repro.");
   }
   const transparent = rgba(context(null)).some((byte, i) => i % 4 === 3 && byte < 255);
   if (transparent && decoding.background === null) {
