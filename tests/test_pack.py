@@ -83,6 +83,10 @@ def gray(folder: Path, per_class: dict[str, int], side: int = 8) -> Path:
     return folder
 
 
+ICONS = "アイコン" * 10
+"""DVC takes files with many such names for binary."""
+
+
 @pytest.fixture(scope="module")
 def motley(tmp_path_factory):
     """What people have: icons, photos, GIFs, other names, and things that are none."""
@@ -91,7 +95,7 @@ def motley(tmp_path_factory):
     for i in range(40):  # black icons of many sizes
         icon = np.zeros((*noise.integers(12, 90, 2), 4), np.uint8)
         icon[3:-3, 3:-3, 3] = 255
-        save(folder / "icôns" / "dark" / f"icon {i}.png", icon)
+        save(folder / ICONS / "dark" / f"icon {i}.png", icon)
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     for i in range(30):
@@ -129,7 +133,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
     clone = copy(built, tmp_path / "a clone")
     shown = pack(clone, str(motley))
     said = params(clone)
-    assert said["data"]["classes"] == ["gifs", "icôns", "photos", "tiny"]
+    assert said["data"]["classes"] == ["gifs", "photos", "tiny", ICONS]
     assert said["data"]["grayscale"] is True
     assert said["data"]["background"] == 255  # under black icons
     sizes = []
@@ -168,7 +172,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         assert row.split()[-2:] == [f"{count[label]:,}" for count in counts]
     # Each packed file is there under its class, whatever its name.
     labels = Counter(name.split("/")[1] for name in packed)
-    assert labels == {"gifs": 23, "icôns": 40, "photos": 31, "tiny": 2}
+    assert labels == {"gifs": 23, ICONS: 40, "photos": 31, "tiny": 2}
 
 
 def test_images_look_the_same_after_packing(built, tmp_path):

@@ -124,8 +124,8 @@ def _write(path: str, content: Any, file: IO[bytes]) -> None:
 
         npz.write(content, file)
     elif path.endswith(".json"):
-        rounded = _rounded(content)
-        text = json.dumps(rounded, indent=2, ensure_ascii=False, allow_nan=False)
+        # ASCII: DVC takes a file for binary if a third of its start is anything else.
+        text = json.dumps(_rounded(content), indent=2, allow_nan=False)
         file.write(f"{text}\n".encode())
     elif path.endswith(".csv"):
         text_file = io.TextIOWrapper(file, "utf-8", newline="")
