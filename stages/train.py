@@ -197,3 +197,8 @@ def main() -> None:
     }
     if jax.process_index() == 0:
         artifacts.publish(files)
+        if worse := int((history[1:, 0] > history[0, 0]).sum()):
+            print(
+                f"after {worse} of {config.epochs} epochs, the training loss was above "
+                "that of the untrained model: lower train.learning_rate"
+            )

@@ -199,6 +199,10 @@ def test_render_reads_no_data_file_and_escapes_class_names(tmp_path, monkeypatch
     assert "<title>&lt;b&gt; or &amp;amp;?</title>" in page
     assert "<b>" not in page
     assert "data/tensors.npz</th>" in page
+    assert "Lower\n<code>train.learning_rate</code>" not in page
+    rising = [*results.history, {"epoch": 2, **epoch, "train_loss": 0.6}]
+    page = render(results._replace(history=rising))
+    assert "After 1 of 1 epochs, the training loss is <strong>above" in page
 
 
 @given(st.floats(0, 1), st.integers(1, 4), st.sampled_from([1, 100]))

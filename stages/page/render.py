@@ -98,6 +98,7 @@ def render(results: Results) -> str:
     embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
     many = count > MANY
     difference = images[0] / 255 - means[0]
+    untrained, *epochs = results.history
     indices = [row["index"] for row in results.mistakes]
     # Whole where they can be tried: the models take all their pixels.
     side = math.inf if embedded else sharp_side(len(indices))
@@ -143,7 +144,8 @@ def render(results: Results) -> str:
         mcnemar=results.mcnemar,
         pair_charts=charts.pair_charts(results.curves) if results.curves else [],
         epoch_charts=charts.epoch_charts(results.history),
-        untrained=results.history[0],
+        untrained=untrained,
+        worse=sum(row["train_loss"] > untrained["train_loss"] for row in epochs),
         sensitivity=results.sensitivity,
         means=_uris(pictures.grayscale(pictures.shrink(means, sharp_side(count)))),
         weights=_uris(
