@@ -316,14 +316,12 @@ def test_the_default_parameters_clearly_beat_the_baseline(run_stage, config):
     assert history[-1]["valid_loss"] <= 0.048
 
 
-def test_steps_that_are_too_large_are_told(run_stage, config, capsys):
-    """A step of 2/L makes gradient descent rise; L is here at most max |x|^2 / 4."""
+def test_steps_that_are_too_large_are_told(run_stage, capsys):
+    """Above 2/L, gradient descent rises; here, L is at most max |x|^2 / 4, below 100."""
     run_stage(epochs=2)
     assert capsys.readouterr().out == ""
     run_stage(epochs=2, learning_rate=1e3, schedule="constant")
-    told = (
-        "after 2 of 2 epochs, the training loss was above that of the untrained model"
-    )
+    told = "after 2 of 2 epochs, the training loss was above that of the untrained"
     assert capsys.readouterr().out == f"{told} model: lower train.learning_rate\n"
 
 
