@@ -47,6 +47,11 @@ test-pythons: .venv/installed  ## Run make test on every Python from 3.11 to 3.1
 verify: .venv/installed  ## Rebuild this commit in a clone and compare the bytes with dvc.lock
 	@$(BIN)/python -m tools.verify
 
+sweep: .venv/installed  ## Train a grid of settings as experiments, and rank them by log loss
+	@$(BIN)/python -m tools.check
+	@$(BIN)/python -m dvc repro --quiet $(PULL)
+	@$(BIN)/python -m tools.sweep
+
 bench: .venv/tested  ## Repeat the timings in bench/*.md; TORCH=PYTHON adds PyTorch's
 	$(BIN)/python -m tools.check
 	$(BIN)/python -m dvc repro --quiet

@@ -1,0 +1,275 @@
+"""A sweep makes every experiment once, whatever happens to it, and names the best."""
+
+import fcntl
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from stages.plumbing.errors import UserError
+from tests.conftest import (
+    ROOT,
+    commit,
+    contents,
+    copy,
+    edit,
+    environment,
+    home,
+    run,
+    succeed,
+)
+from tools import sweep
+
+SWEEP = ["python", "-m", "tools.sweep"]
+SENTENCE = "The difference may be chance."
+STUB = f'''"""Stands in for the tool that compares two models."""
+
+def sentence(first: str, second: str) -> str:
+    return "{SENTENCE}"
+'''
+
+
+@pytest.fixture(scope="module")
+def swept(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the built clone for all tests of this file, each with a grid of its own."""
+    folder = copy(built, tmp_path_factory.mktemp("swept") / "a clone")
+    if not (folder / "tools/compare.py").exists():
+        (folder / "tools/compare.py").write_text(STUB, "utf-8")
+        commit(folder)
+    return folder
+
+
+def options(**grid: str) -> list[str]:
+    """Write a grid of parameters of train."""
+    pairs = [["-S", f"train.{key}={values}"] for key, values in grid.items()]
+    return list(itertools.chain(*pairs))
+
+
+def experiments(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what DVC knows of the experiments of HEAD, by name."""
+    shown = json.loads(succeed(folder, "dvc", "exp", "show", "--json"))
+    (head,) = [state for state in shown if state["rev"] != "workspace"]
+    revs = [experiment["revs"][0] for experiment in head["experiments"] or []]
+    return {rev["name"]: rev for rev in revs}
+
+
+def setting(experiment: dict[str, Any]) -> dict[str, Any]:
+    return experiment["data"]["params"]["params.yaml"]["data"]["train"]
+
+
+def log_loss(experiment: dict[str, Any]) -> float:
+    return experiment["data"]["metrics"]["metrics/linear.json"]["data"]["log_loss"]
+
+
+def processes(folder: Path) -> Iterator[psutil.Process]:
+    """Yield the processes that run in a folder or below it."""
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder):
+                yield process
+        except (psutil.Error, OSError):
+            continue
+
+
+def test_every_combination_is_an_experiment_and_the_best_can_be_applied(clone: Path):
+    if not (clone / "tools/compare.py").exists():
+        (clone / "tools/compare.py").write_text(STUB, "utf-8")
+        commit(clone)
+    before = contents(clone, "stages", "data", "models", "metrics")
+    grid = options(learning_rate="0.001,0.05", epochs="1")
+    printed = succeed(clone, *SWEEP, *grid)
+    assert printed.startswith("2 experiments, 0 of them done.\n")
+    assert succeed(clone, "git", "status", "--porcelain") == ""
+    assert contents(clone, "stages", "data", "models", "metrics") == before
+    made = experiments(clone)
+    found = [(setting(e)["learning_rate"], setting(e)["epochs"]) for e in made.values()]
+    assert sorted(found) == [(0.001, 1), (0.05, 1)]
+
+    # The table has DVC's experiments, best first; the last line applies the best.
+    ranked = sorted(made, key=lambda name: log_loss(made[name]))
+    assert re.findall(r"\[(sweep-\w+)\]", printed) == ranked
+    for name in ("accuracy", "log_loss", "train.learning_rate", "train.epochs"):
+        assert re.search(rf"Experiment.*{name}\s", printed)
+    if "tools/compare.py" not in os.listdir(ROOT):
+        assert re.search(r"\bchance\b", printed)
+    *_, apply = printed.splitlines()
+    assert apply == f"Apply it: dvc exp apply {ranked[0]}"
+
+    # Nothing is trained twice, and a larger grid trains only what is new.
+    again = succeed(clone, *SWEEP, *grid)
+    assert again.startswith("2 experiments, 2 of them done.\n")
+    larger = options(learning_rate="0.001,0.05,0.1", epochs="1")
+    assert "3 experiments, 2 of them done.\n" in succeed(clone, *SWEEP, *larger)
+    now = experiments(clone)
+    assert len(now) == 3
+    assert {name: now[name]["rev"] for name in made} == {
+        name: made[name]["rev"] for name in made
+    }
+
+    # Applied, the files are those of the experiment, and it still counts as done.
+    succeed(clone, *apply.removeprefix("Apply it: ").split())
+    params = yaml.safe_load((clone / "params.yaml").read_text("utf-8"))
+    assert params["train"]["learning_rate"] == 0.05
+    metrics = json.loads((clone / "metrics/linear.json").read_text("utf-8"))
+    assert metrics["log_loss"] == log_loss(made[ranked[0]])
+    assert "up to date" in succeed(clone, "dvc", "status")
+    assert "2 experiments, 2 of them done.\n" in succeed(clone, *SWEEP, *grid)
+
+
+def interrupt(folder: Path, grid: list[str], number: int, count: int) -> str:
+    """Send a sweep a signal once `count` experiments are there; return its stderr."""
+    process = subprocess.Popen(
+        [*SWEEP, *grid],
+        cwd=folder,
+        env=environment(**home(folder)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    refs = ["git", "for-each-ref", "refs/exps"]
+    deadline = time.monotonic() + 60
+    while len(succeed(folder, *refs).splitlines()) < count or not [
+        p for p in processes(folder) if "stages" in p.cmdline()
+    ]:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    return stderr
+
+
+def test_an_interrupted_sweep_leaves_nothing_behind_and_goes_on(swept: Path):
+    grid = options(seed="1,2,3", epochs="2", init_std="1")
+    known = experiments(swept).keys()
+    for number, count in ((signal.SIGTERM, 0), (signal.SIGINT, 1)):
+        told = interrupt(swept, grid, number, len(known) + count)
+        assert re.fullmatch(r"sweep: stopped with [123] experiments to go: .*\n", told)
+        assert [p.cmdline() for p in processes(swept)] == []
+        assert os.listdir(swept / sweep.FOLDER) == ["lock"]
+        assert succeed(swept, "git", "status", "--porcelain") == ""
+        assert succeed(swept, "git", "stash", "list") == ""
+    first = {n: e["rev"] for n, e in experiments(swept).items() if n not in known}
+    assert len(first) in (1, 2)
+    printed = succeed(swept, *SWEEP, *grid)
+    assert printed.startswith(f"3 experiments, {len(first)} of them done.\n")
+    now = {n: e for n, e in experiments(swept).items() if n not in known}
+    assert sorted(setting(e)["seed"] for e in now.values()) == [1, 2, 3]
+    assert first.items() <= {name: e["rev"] for name, e in now.items()}.items()
+
+
+def test_an_experiment_that_fails_is_named_with_its_log_and_the_others_go_on(swept):
+    grid = options(loss="squared_error", learning_rate="1000,0.001", epochs="1")
+    done = run(swept, *SWEEP, *grid)
+    assert done.returncode == 1
+    failure = re.fullmatch(r"sweep: (.*) failed: see (.*)\n", done.stderr)
+    assert failure
+    assert "-S train.learning_rate=1000 " in failure[1]
+    assert "diverge" in (swept / failure[2]).read_text("utf-8")
+    rates = [setting(e)["learning_rate"] for e in experiments(swept).values()]
+    assert 0.001 in rates
+    assert 1000 not in rates
+    assert "(-S train.loss=squared_error -S train.learning_rate=0.001 " in done.stdout
+
+
+def test_the_guard_holds_experiments_and_they_start_from_the_uncommitted_changes(
+    clone: Path,
+):
+    if not (clone / "tools/compare.py").exists():
+        (clone / "tools/compare.py").write_text(STUB, "utf-8")
+        commit(clone)
+    train = clone / "stages/train.py"
+    edit(train, "    config = parameters.load(parameters.Train)\n", """\
+    config = parameters.load(parameters.Train)
+    open("README.md").close()
+""")  # fmt: skip
+    (clone / "stages/model/new.py").write_text("", "utf-8")
+    grid = options(epochs="1")
+    done = run(clone, *SWEEP, *grid)
+    assert done.returncode == 1
+    assert "your uncommitted changes" in done.stdout
+    assert "stages/model/new.py" in done.stdout
+    (log,) = re.findall(r"failed: see (.*)\n", done.stderr)
+    told = (clone / log).read_text("utf-8")
+    assert re.search(r"^train: .*README\.md.*dvc\.yaml", told, re.MULTILINE), told
+
+    edit(train, '    open("README.md").close()\n', "    # no longer\n")
+    succeed(clone, "git", "add", "stages/model/new.py")
+    printed = succeed(clone, *SWEEP, *grid)
+    assert "stages/model/new.py" not in printed
+    ((name, experiment),) = experiments(clone).items()
+    assert "no longer" in succeed(
+        clone, "git", "show", f"{experiment['rev']}:stages/train.py"
+    )
+    succeed(clone, "git", "show", f"{experiment['rev']}:stages/model/new.py")
+    # Another change makes another experiment.
+    edit(train, "    # no longer\n", "    # not this either\n")
+    params = sweep.hermetic.read_params(file=str(clone / "params.yaml"))
+    start = sweep.Start("", params, b"a patch", b"")
+    other = start._replace(code=b"another")
+    point = {"train.epochs": "1"}
+    assert sweep.name_of(point, start) != sweep.name_of(point, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-S", "train.rate=1"], "has no parameter train.rate"),
+        (["-S", "train.seed.x=1"], "has no parameter train.seed.x"),
+        (["-S", "train=1"], "is a section"),
+        (["-S", "train.seed"], "write a parameter and plain values"),
+        (["-S", "train.seed=1,"], "write a parameter and plain values"),
+        (["-S", "data.size=[8,8]"], "write a parameter and plain values"),
+    ],
+)
+def test_a_grid_that_cannot_be_trained_is_refused_in_one_line(lent, arguments, says):
+    done = run(lent, *SWEEP, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"sweep: .*{re.escape(says)}.*\n", done.stderr)
+
+
+def test_without_a_commit_or_beside_another_sweep_it_says_so_in_one_line(
+    lent: Path, tmp_path: Path
+):
+    succeed(tmp_path, "git", "init", "--quiet", "--bare", "empty")
+    for repository in ("empty", "none"):
+        done = run(lent, *SWEEP, GIT_DIR=str(tmp_path / repository))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("sweep: there is no commit to start from: ")
+        assert done.stderr.count("\n") == 1
+    lock = lent / sweep.FOLDER / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = run(lent, *SWEEP)
+    assert done.returncode == 1
+    assert re.fullmatch(r"sweep: another sweep is running here.*\n", done.stderr)
+
+
+def test_a_grid_has_every_combination_once_and_a_name_for_each():
+    params = {"train": {"l2": 5e-4, "schedule": "cosine"}, "seed": 1}
+    points = sweep.parse_grid(
+        ["train.l2=0,5e-4,0", "train.schedule=constant,cosine", "seed=1"], params
+    )
+    expected = list(itertools.product(["0", "5e-4"], ["constant", "cosine"], ["1"]))
+    assert [tuple(point.values()) for point in points] == expected
+    start = sweep.Start("", params, b"", b"")
+    assert len({sweep.name_of(point, start) for point in points}) == 4
+    # A name depends on what a value is, not on how it is written, nor on what it
+    # replaces.
+    changed = sweep.Start("", {**params, "train": {"l2": 1, "schedule": "x"}}, b"", b"")
+    typed = {"train.l2": "0.0005", "train.schedule": "cosine", "seed": "1"}
+    assert sweep.name_of(typed, changed) == sweep.name_of(points[3], start)
+    with pytest.raises(UserError, match=r"train\.l1"):
+        sweep.parse_grid(["train.l1=0"], params)
