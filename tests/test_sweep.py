@@ -18,7 +18,6 @@ import yaml
 
 from stages.plumbing.errors import UserError
 from tests.conftest import (
-    ROOT,
     commit,
     contents,
     copy,
@@ -31,17 +30,18 @@ from tests.conftest import (
 from tools import sweep
 
 SWEEP = ["python", "-m", "tools.sweep"]
-SENTENCE = "The difference may be chance."
-STUB = f'''"""Stands in for the tool that compares two models."""
+STUB = '''"""Stands in for the tool that compares two models, until it is here."""
+
 
 def sentence(first: str, second: str) -> str:
-    return "{SENTENCE}"
+    """Name both."""
+    return f"{first} and {second}: the difference may be chance."
 '''
 
 
 @pytest.fixture(scope="module")
 def swept(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the built clone for all tests of this file, each with a grid of its own."""
+    """Copy the built clone for the tests that sweep, each over a grid of its own."""
     folder = copy(built, tmp_path_factory.mktemp("swept") / "a clone")
     if not (folder / "tools/compare.py").exists():
         (folder / "tools/compare.py").write_text(STUB, "utf-8")
@@ -81,49 +81,46 @@ def processes(folder: Path) -> Iterator[psutil.Process]:
             continue
 
 
-def test_every_combination_is_an_experiment_and_the_best_can_be_applied(clone: Path):
-    if not (clone / "tools/compare.py").exists():
-        (clone / "tools/compare.py").write_text(STUB, "utf-8")
-        commit(clone)
-    before = contents(clone, "stages", "data", "models", "metrics")
+def test_every_combination_is_an_experiment_and_the_best_can_be_applied(swept: Path):
+    known = experiments(swept).keys()
+    before = contents(swept, "stages", "data", "models", "metrics")
     grid = options(learning_rate="0.001,0.05", epochs="1")
-    printed = succeed(clone, *SWEEP, *grid)
+    printed = succeed(swept, *SWEEP, *grid)
     assert printed.startswith("2 experiments, 0 of them done.\n")
-    assert succeed(clone, "git", "status", "--porcelain") == ""
-    assert contents(clone, "stages", "data", "models", "metrics") == before
-    made = experiments(clone)
+    assert succeed(swept, "git", "status", "--porcelain") == ""
+    assert contents(swept, "stages", "data", "models", "metrics") == before
+    made = {n: e for n, e in experiments(swept).items() if n not in known}
     found = [(setting(e)["learning_rate"], setting(e)["epochs"]) for e in made.values()]
     assert sorted(found) == [(0.001, 1), (0.05, 1)]
 
-    # The table has DVC's experiments, best first; the last line applies the best.
-    ranked = sorted(made, key=lambda name: log_loss(made[name]))
-    assert re.findall(r"\[(sweep-\w+)\]", printed) == ranked
+    # A table, best first, then what the two differ by, then how to apply the best.
+    best, second = sorted(made, key=lambda name: log_loss(made[name]))
+    rows = re.findall(r"\[(sweep-\w+)\]", printed)
+    assert [name for name in rows if name in made] == [best, second]
     for name in ("accuracy", "log_loss", "train.learning_rate", "train.epochs"):
         assert re.search(rf"Experiment.*{name}\s", printed)
-    if "tools/compare.py" not in os.listdir(ROOT):
-        assert re.search(r"\bchance\b", printed)
-    *_, apply = printed.splitlines()
-    assert apply == f"Apply it: dvc exp apply {ranked[0]}"
+    said = f"from tools import compare; print(compare.sentence('{best}', '{second}'))"
+    assert f"\n{succeed(swept, 'python', '-c', said)}" in printed
+    apply = printed.splitlines()[-1]
+    assert apply == f"Apply it: dvc exp apply {best}"
 
-    # Nothing is trained twice, and a larger grid trains only what is new.
-    again = succeed(clone, *SWEEP, *grid)
-    assert again.startswith("2 experiments, 2 of them done.\n")
+    # A larger grid trains only what is new.
     larger = options(learning_rate="0.001,0.05,0.1", epochs="1")
-    assert "3 experiments, 2 of them done.\n" in succeed(clone, *SWEEP, *larger)
-    now = experiments(clone)
-    assert len(now) == 3
-    assert {name: now[name]["rev"] for name in made} == {
-        name: made[name]["rev"] for name in made
-    }
+    assert "3 experiments, 2 of them done.\n" in succeed(swept, *SWEEP, *larger)
+    now = experiments(swept)
+    assert len(now) == len(known) + 3
+    assert [now[name]["rev"] for name in made] == [e["rev"] for e in made.values()]
 
-    # Applied, the files are those of the experiment, and it still counts as done.
-    succeed(clone, *apply.removeprefix("Apply it: ").split())
-    params = yaml.safe_load((clone / "params.yaml").read_text("utf-8"))
-    assert params["train"]["learning_rate"] == 0.05
-    metrics = json.loads((clone / "metrics/linear.json").read_text("utf-8"))
-    assert metrics["log_loss"] == log_loss(made[ranked[0]])
-    assert "up to date" in succeed(clone, "dvc", "status")
-    assert "2 experiments, 2 of them done.\n" in succeed(clone, *SWEEP, *grid)
+    # Applied, the files are those of the experiment, and nothing is to be trained.
+    succeed(swept, *apply.removeprefix("Apply it: ").split())
+    params = yaml.safe_load((swept / "params.yaml").read_text("utf-8"))
+    assert params["train"]["learning_rate"] == setting(made[best])["learning_rate"]
+    metrics = json.loads((swept / "metrics/linear.json").read_text("utf-8"))
+    assert metrics["log_loss"] == log_loss(made[best])
+    assert "up to date" in succeed(swept, "dvc", "status")
+    assert "2 experiments, 2 of them done.\n" in succeed(swept, *SWEEP, *grid)
+    succeed(swept, "git", "reset", "--quiet", "--hard")
+    succeed(swept, "dvc", "checkout")
 
 
 def interrupt(folder: Path, grid: list[str], number: int, count: int) -> str:
@@ -141,7 +138,7 @@ def interrupt(folder: Path, grid: list[str], number: int, count: int) -> str:
     while len(succeed(folder, *refs).splitlines()) < count or not [
         p for p in processes(folder) if "stages" in p.cmdline()
     ]:
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
@@ -169,57 +166,40 @@ def test_an_interrupted_sweep_leaves_nothing_behind_and_goes_on(swept: Path):
     assert first.items() <= {name: e["rev"] for name, e in now.items()}.items()
 
 
-def test_an_experiment_that_fails_is_named_with_its_log_and_the_others_go_on(swept):
-    grid = options(loss="squared_error", learning_rate="1000,0.001", epochs="1")
-    done = run(swept, *SWEEP, *grid)
+def test_experiments_have_the_uncommitted_changes_and_a_failure_stops_no_other(
+    swept: Path,
+):
+    """The guard holds them: here it refuses what one of two settings reads."""
+    before = experiments(swept).keys()
+    known = "    config = parameters.load(parameters.Train)\n"
+    undeclared = (
+        '    if config.learning_rate == 1:\n        open("README.md").close()\n'
+    )
+    edit(swept / "stages/train.py", known, known + undeclared)
+    (swept / "stages/model/staged.py").write_text("", "utf-8")
+    succeed(swept, "git", "add", "stages/model/staged.py")
+    (swept / "stages/model/untracked.py").write_text("", "utf-8")
+    changes = succeed(swept, "git", "diff", "HEAD")
+    done = run(swept, *SWEEP, *options(learning_rate="1,0.03", epochs="1"))
+    assert succeed(swept, "git", "diff", "HEAD") == changes
+    (swept / "stages/model/untracked.py").unlink()
+    succeed(swept, "git", "reset", "--quiet", "--hard")
+
     assert done.returncode == 1
     failure = re.fullmatch(r"sweep: (.*) failed: see (.*)\n", done.stderr)
-    assert failure
-    assert "-S train.learning_rate=1000 " in failure[1]
-    assert "diverge" in (swept / failure[2]).read_text("utf-8")
-    rates = [setting(e)["learning_rate"] for e in experiments(swept).values()]
-    assert 0.001 in rates
-    assert 1000 not in rates
-    assert "(-S train.loss=squared_error -S train.learning_rate=0.001 " in done.stdout
-
-
-def test_the_guard_holds_experiments_and_they_start_from_the_uncommitted_changes(
-    clone: Path,
-):
-    if not (clone / "tools/compare.py").exists():
-        (clone / "tools/compare.py").write_text(STUB, "utf-8")
-        commit(clone)
-    train = clone / "stages/train.py"
-    edit(train, "    config = parameters.load(parameters.Train)\n", """\
-    config = parameters.load(parameters.Train)
-    open("README.md").close()
-""")  # fmt: skip
-    (clone / "stages/model/new.py").write_text("", "utf-8")
-    grid = options(epochs="1")
-    done = run(clone, *SWEEP, *grid)
-    assert done.returncode == 1
+    assert failure, done.stderr
+    assert failure[1] == "-S train.learning_rate=1 -S train.epochs=1"
+    log = (swept / failure[2]).read_text("utf-8")
+    assert re.search(r"^train: .*README\.md.*dvc\.yaml", log, re.MULTILINE), log
+    (made,) = [e for name, e in experiments(swept).items() if name not in before]
+    assert setting(made)["learning_rate"] == 0.03
     assert "your uncommitted changes" in done.stdout
-    assert "stages/model/new.py" in done.stdout
-    (log,) = re.findall(r"failed: see (.*)\n", done.stderr)
-    told = (clone / log).read_text("utf-8")
-    assert re.search(r"^train: .*README\.md.*dvc\.yaml", told, re.MULTILINE), told
-
-    edit(train, '    open("README.md").close()\n', "    # no longer\n")
-    succeed(clone, "git", "add", "stages/model/new.py")
-    printed = succeed(clone, *SWEEP, *grid)
-    assert "stages/model/new.py" not in printed
-    ((name, experiment),) = experiments(clone).items()
-    assert "no longer" in succeed(
-        clone, "git", "show", f"{experiment['rev']}:stages/train.py"
-    )
-    succeed(clone, "git", "show", f"{experiment['rev']}:stages/model/new.py")
-    # Another change makes another experiment.
-    edit(train, "    # no longer\n", "    # not this either\n")
-    params = sweep.hermetic.read_params(file=str(clone / "params.yaml"))
-    start = sweep.Start("", params, b"a patch", b"")
-    other = start._replace(code=b"another")
-    point = {"train.epochs": "1"}
-    assert sweep.name_of(point, start) != sweep.name_of(point, other)
+    assert "stages/model/untracked.py" in done.stdout
+    files = succeed(swept, "git", "ls-tree", "-r", "--name-only", made["rev"])
+    assert "stages/model/staged.py" in files
+    assert "stages/model/untracked.py" not in files
+    train = succeed(swept, "git", "show", f"{made['rev']}:stages/train.py")
+    assert undeclared in train
 
 
 @pytest.mark.parametrize(
@@ -271,5 +251,7 @@ def test_a_grid_has_every_combination_once_and_a_name_for_each():
     changed = sweep.Start("", {**params, "train": {"l2": 1, "schedule": "x"}}, b"", b"")
     typed = {"train.l2": "0.0005", "train.schedule": "cosine", "seed": "1"}
     assert sweep.name_of(typed, changed) == sweep.name_of(points[3], start)
+    edited = start._replace(code=b"a patch")
+    assert sweep.name_of(typed, edited) != sweep.name_of(typed, start)
     with pytest.raises(UserError, match=r"train\.l1"):
         sweep.parse_grid(["train.l1=0"], params)

@@ -44,6 +44,9 @@ FOLDER = Path(".dvc/tmp/sweep")
 GRACE = 3.0
 """Seconds that an interrupted experiment has to end by itself."""
 
+IDENTITY = ("user.name", "user.email")
+"""What DVC needs to know of Git, which a clone does not inherit."""
+
 BIN = os.path.join(sys.prefix, "bin")
 ENVIRONMENT = {
     # DVC runs `python` from PATH.
@@ -180,8 +183,8 @@ def show_point(point: Point) -> str:
 
 
 @contextmanager
-def clones(count: int, start: Start) -> Iterator[list[Path]]:
-    """Make clones of the working tree that share DVC's cache; remove them at the end.
+def clones(count: int) -> Iterator[list[Path]]:
+    """Make clones of the repository that share DVC's cache; remove them at the end.
 
     Raises UserError if another sweep is running.
     """
@@ -195,17 +198,19 @@ def clones(count: int, start: Start) -> Iterator[list[Path]]:
         for left in FOLDER.glob("clone-*"):  # by a sweep that was killed
             shutil.rmtree(left)
         cache, local = dvc("cache", "dir").strip(), Path(".dvc/config.local")
+        identity = [f"--config={key}={git_config(key)}" for key in IDENTITY]
         for folder in folders:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            git("clone", "--quiet", "--shared", "--no-checkout", ".", str(folder))
-            git("checkout", "--quiet", "--detach", start.head, cwd=folder)
-            if start.changes:
-                apply = ("apply", "--index", "--whitespace=nowarn")
-                git(*apply, input=start.changes, cwd=folder)
+            git("clone", "--quiet", "--shared", *identity, ".", str(folder))
             if local.exists():
                 shutil.copy(local, folder / local)
             dvc("--cd", str(folder), "cache", "dir", "--local", cache)
         yield folders
+
+
+def git_config(key: str) -> str:
+    """Return a setting of Git in this repository, or else "sweep"."""
+    return git("config", "--get", "--default=sweep", key).decode().strip()
 
 
 def train(
@@ -217,13 +222,17 @@ def train(
     """
     if not (left := list(waiting.items())):
         return
-    with clones(min(jobs, len(left)), start) as free:
+    with clones(min(jobs, len(left))) as free:
         running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
         try:
             while left or running:
                 while left and free:
                     name, point = left.pop(0)
                     folder = free.pop()
+                    git("reset", "--quiet", "--hard", start.head, cwd=folder)
+                    if start.changes:
+                        apply = ("apply", "--index", "--whitespace=nowarn")
+                        git(*apply, input=start.changes, cwd=folder)
                     with runtime.uninterrupted():  # else nobody would end the process
                         running[name] = launch(name, point, folder), folder
                 ended = [
