@@ -133,7 +133,7 @@ def interrupt(folder: Path, grid: list[str], number: int, count: int) -> str:
         stderr=subprocess.PIPE,
         text=True,
     )
-    refs = ["git", "for-each-ref", "refs/exps"]
+    refs = ["git", "for-each-ref", "refs/exps/*/*/sweep-*"]
     deadline = time.monotonic() + 60
     while len(succeed(folder, *refs).splitlines()) < count or not [
         p for p in processes(folder) if "stages" in p.cmdline()
