@@ -148,7 +148,9 @@ def test_an_interrupted_sweep_leaves_nothing_behind_and_goes_on(swept: Path):
     known = experiments(swept).keys()
     for number, count in ((signal.SIGTERM, 0), (signal.SIGINT, 1)):
         told = interrupt(swept, grid, number, len(known) + count)
-        assert re.fullmatch(r"sweep: stopped with [123] experiments to go: .*\n", told)
+        assert re.fullmatch(
+            r"sweep: stopped with [123] of 3 experiments to go: .*\n", told
+        )
         assert [p.cmdline() for p in processes(swept)] == []
         assert os.listdir(swept / sweep.FOLDER) == ["lock"]
         assert succeed(swept, "git", "status", "--porcelain") == ""

@@ -38,6 +38,7 @@ from stages.plumbing.progress import progress
 
 GRID = ["train.learning_rate=0.05,0.1,0.2", "train.l2=0,5e-4"]
 JOBS = 2
+PIPELINE = "dvc.yaml"
 FOLDER = Path(".dvc/tmp/sweep")
 """Has the clones, one for each job, and the logs of the experiments that failed."""
 
@@ -52,7 +53,7 @@ ENVIRONMENT = {
     # DVC runs `python` from PATH.
     "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     # DVC cuts its table to a terminal's width, and with it the parameters.
-    "COLUMNS": str(max(120, shutil.get_terminal_size().columns)),
+    "COLUMNS": "1000",
 }
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -120,14 +121,11 @@ def run(*command: str, **options: Any) -> bytes:
 
 def sources() -> list[str]:
     """Return dvc.yaml and what the stages depend on, but for what they write."""
-    stages = [hermetic.declaration(name) for name in hermetic.read_params(*STAGES)]
-    declared = [stage for stage in stages if stage]
+    names = hermetic.read_params("stages", PIPELINE)
+    declared = [stage for name in names if (stage := hermetic.declaration(name))]
     deps = frozenset[str]().union(*(stage.deps for stage in declared))
     outs = frozenset[str]().union(*(stage.outs for stage in declared))
-    return [STAGES[1], *sorted(deps - outs)]
-
-
-STAGES = ("stages", "dvc.yaml")
+    return [PIPELINE, *sorted(deps - outs)]
 
 
 def parse_grid(assignments: Iterable[str], params: Mapping[str, Any]) -> list[Point]:
@@ -146,10 +144,10 @@ def parse_grid(assignments: Iterable[str], params: Mapping[str, Any]) -> list[Po
                 "values, as in train.l2=0,5e-4"
             )
         try:
-            section = look_up(params, key)
+            replaced = look_up(params, key)
         except (KeyError, TypeError):
             raise UserError(f"{parameters.FILE} has no parameter {key}") from None
-        if isinstance(section, Mapping):
+        if isinstance(replaced, Mapping):
             raise UserError(
                 f"{key} is a section of {parameters.FILE}: name a parameter"
             )
@@ -249,9 +247,9 @@ def train(
                 time.sleep(0.05)
         finally:
             with runtime.uninterrupted():
-                end(process for process, _ in running.values())
+                end([p for p, _ in running.values() if p.returncode is None])
                 for name in running:
-                    log_file(name).unlink()
+                    log_file(name).unlink(missing_ok=True)
 
 
 def log_file(name: str) -> Path:
@@ -283,9 +281,8 @@ def collect(ref: str, folder: Path) -> None:
     git("fetch", *quiet, str(folder), f"+{ref}:{ref}")
 
 
-def end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
     """Interrupt processes and what they started; kill what does not end in time."""
-    processes = list(processes)
     for process in processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
@@ -340,7 +337,7 @@ def train_missing(points: Mapping[str, Point], jobs: int, start: Start) -> list[
         print("They start from HEAD with your uncommitted changes.")
     if missing and (new := git("ls-files", "-o", "--exclude-standard", *sources())):
         print(
-            "Without these files, which Git does not track:", *new.decode().split("\n")
+            "Without these files, which Git does not track:", *new.decode().splitlines()
         )
     sys.stdout.flush()
     left, failed = len(missing), list[str]()
@@ -352,7 +349,7 @@ def train_missing(points: Mapping[str, Point], jobs: int, start: Start) -> list[
                     failed.append(name)
     except Stopped as stopped:
         stopped.args = (
-            f"stopped with {left} experiments to go: run it again to go on",
+            f"stopped with {left} of {len(points)} experiments to go: run it again",
         )
         raise
     return failed
