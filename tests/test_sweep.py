@@ -18,7 +18,6 @@ import yaml
 
 from stages.plumbing.errors import UserError
 from tests.conftest import (
-    commit,
     contents,
     copy,
     edit,
@@ -30,23 +29,12 @@ from tests.conftest import (
 from tools import sweep
 
 SWEEP = ["python", "-m", "tools.sweep"]
-STUB = '''"""Stands in for the tool that compares two models, until it is here."""
-
-
-def sentence(first: str, second: str) -> str:
-    """Name both."""
-    return f"{first} and {second}: the difference may be chance."
-'''
 
 
 @pytest.fixture(scope="module")
 def swept(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the built clone for the tests that sweep, each over a grid of its own."""
-    folder = copy(built, tmp_path_factory.mktemp("swept") / "a clone")
-    if not (folder / "tools/compare.py").exists():
-        (folder / "tools/compare.py").write_text(STUB, "utf-8")
-        commit(folder)
-    return folder
+    return copy(built, tmp_path_factory.mktemp("swept") / "a clone")
 
 
 def options(**grid: str) -> list[str]:
@@ -100,8 +88,11 @@ def test_every_combination_is_an_experiment_and_the_best_can_be_applied(swept: P
     assert [name for name in rows if name in made] == [best, second]
     for name in ("accuracy", "log_loss", "train.learning_rate", "train.epochs"):
         assert re.search(rf"Experiment.*{name}\s", printed)
-    said = f"from tools import compare; print(compare.sentence('{best}', '{second}'))"
-    assert f"\n{succeed(swept, 'python', '-c', said)}" in printed
+    say = "import sys; from tools.compare.text import sentence; "
+    say += "print(sentence(*sys.argv[1:]))"
+    said = succeed(swept, "python", "-c", say, best, second)
+    assert "On the same 2,038 validation images, " in said
+    assert f"\n{said}" in printed
     apply = printed.splitlines()[-1]
     assert apply == f"Apply it: dvc exp apply {best}"
 

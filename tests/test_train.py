@@ -317,7 +317,7 @@ def test_the_default_parameters_clearly_beat_the_baseline(run_stage, config):
 
 
 def test_steps_that_are_too_large_are_told(run_stage, capsys):
-    """Above 2/L, gradient descent rises; here, L is at most max |x|^2 / 4, below 100."""
+    """Above 2/L, gradient descent rises; and L is at most max |x|^2 / 4 here."""
     run_stage(epochs=2)
     assert capsys.readouterr().out == ""
     run_stage(epochs=2, learning_rate=1e3, schedule="constant")
