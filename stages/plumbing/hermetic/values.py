@@ -67,7 +67,13 @@ class Loader(FastLoader):
                 is_merge = item[0].tag == f"{TAG}merge"
                 if (key := "<<" if is_merge else self.key(item[0])) in keys:
                     _fail(item[0], f"found duplicate key {key}")
-                keys.add(key)
+                if not is_merge or self.merges(item[1]):
+                    keys.add(key)
+
+    def merges(self, node: yaml.Node) -> bool:
+        """Return whether a merge of mappings, or of one, brings any key."""
+        several = isinstance(node, yaml.SequenceNode)
+        return any(mapping.value for mapping in (node.value if several else [node]))
 
 
 def _fail(node: yaml.Node, problem: str) -> NoReturn:
