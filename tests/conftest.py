@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from stages.plumbing import workers
 from stages.plumbing.hermetic import landlock
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,11 @@ def pytest_report_header() -> str:
     version = landlock.version()
     held = f"and Landlock, version {version}" if version else "alone, without Landlock"
     return f"guard: an audit hook {held}"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what `-n auto` means: one more than cores, since some tests wait."""
+    return workers.available_processors() + 1
 
 
 def environment(**variables: str) -> dict[str, str]:
