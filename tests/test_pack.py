@@ -25,6 +25,7 @@ from tools.pack.look import look_at
 from tools.pack.params import (
     choose_background,
     choose_size,
+    max_learning_rate,
     replace_values,
 )
 from tools.pack.place import Packed, split_by_content
@@ -459,6 +460,34 @@ def test_the_background_is_far_from_the_ink():
     assert choose_background([0, 10, 200]) == 255
     assert choose_background([250, 100, float("nan")]) == 0
     assert choose_background([float("nan")]) == 255
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_bright_images_get_a_learning_rate_that_is_stable(count):
+    """The exact bound needs the largest eigenvalue, and at most one digit is lost."""
+    images = np.random.default_rng(0).uniform(0.5, 1, (400, 30))
+    eigenvalue = np.linalg.eigvalsh(images.T @ images / 400).max()
+    exact = 2 * (1 + 0.9) / (eigenvalue / (4 if count == 2 else 2))
+    rate = max_learning_rate(30, images.mean(1).tolist(), count, 0.9)
+    assert exact / 2 < rate < 1.01 * exact
+    assert f"{rate:.0e}" == f"{rate:e}".replace(".000000", "")
+
+
+def test_the_learning_rate_of_digits_is_kept_and_that_of_white_pages_lowered(
+    here, tmp_path
+):
+    for name, ground in (("digits", 0), ("pages", 255)):
+        for label in "ab":
+            for i in range(50):
+                image = np.full((40, 40), ground, np.uint8)
+                image[5 : 10 + i % 9, 5:20] = 255 - ground
+                save(tmp_path / name / label / f"{i}.png", image)
+    assert "learning rate" not in pack(here, str(tmp_path / "digits"))
+    shown = pack(here, str(tmp_path / "pages"))
+    # 1,600 pixels, nearly all of level 1: 2 * 1.9 / 400 * 1.1 is 0.0105.
+    assert "\nbright: the learning rate is lowered to 0.01\n" in shown
+    assert params(here)["train"]["learning_rate"] == 0.01
+    assert pack(here, str(tmp_path / "pages")).endswith("nothing to change\n")
 
 
 def test_what_is_asked_for_is_set(here, tmp_path):

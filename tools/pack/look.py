@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 from PIL.ExifTags import Base
 
 from stages.images import decode
@@ -20,7 +19,6 @@ from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
 from tools.pack import folder
 
-THUMBNAIL = (64, 64)
 LARGE = f"larger than {MAX_MEMBER >> 20} MiB"
 
 
@@ -32,13 +30,23 @@ class Look(NamedTuple):
     size: tuple[int, int]
     """Height and width once it is upright."""
     is_gray: bool
-    ink: float | None
-    """Of an image with transparent pixels, the mean gray level, 0 to 255, of the rest.
-
-    NaN if there is no rest; None if no pixel is transparent.
-    """
+    is_transparent: bool
+    """In part, at least."""
     is_turned: bool
     """By its EXIF orientation."""
+    level: float
+    """Mean gray level, 0 to 255, over black."""
+    opacity: float
+    """Mean, 0 to 1."""
+
+    @property
+    def ink(self) -> float:
+        """The mean gray level of what is not transparent; NaN if all is."""
+        return self.level / self.opacity if self.opacity else math.nan
+
+    def level_over(self, background: int | None) -> float:
+        """Return the mean gray level over a background."""
+        return self.level + (1 - self.opacity) * (background or 0)
 
 
 def look_at(path: str) -> Look | str:
@@ -54,19 +62,21 @@ def look_at(path: str) -> Look | str:
         return error.strerror or "cannot be read"
     with Image.open(io.BytesIO(content), formats=decode.FORMATS) as raw:
         is_turned = raw.getexif().get(Base.Orientation, 1) != 1
-    ink = None
-    if decode.has_transparent_pixels(image):
-        small = image.convert("RGBA")
-        small.thumbnail(THUMBNAIL, Image.Resampling.BOX)
-        alpha = np.asarray(small.getchannel("A"), np.float64)
-        luma = np.asarray(small.convert("RGB").convert("L"), np.float64)
-        ink = float((luma * alpha).sum() / alpha.sum()) if alpha.any() else math.nan
+    opacity, is_transparent = 1.0, decode.has_transparent_pixels(image)
+    over_black = image
+    if is_transparent:
+        over_black = image.convert("RGBA")
+        opacity = ImageStat.Stat(over_black.getchannel("A")).mean[0] / 255
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        over_black = Image.alpha_composite(black, over_black).convert("RGB")
     return Look(
         hashlib.sha256(content).digest(),
         (image.height, image.width),
         decode.is_gray(image),
-        ink,
+        is_transparent,
         is_turned,
+        ImageStat.Stat(over_black.convert("L")).mean[0],
+        opacity,
     )
 
 

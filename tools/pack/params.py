@@ -40,7 +40,7 @@ def choose_params(
     size = size or choose_size(Counter(image.look.size for image in images))
     if background is None:
         background = choose_background(inks_of(images))
-    params = {
+    params: dict[str, Any] = {
         "data.classes": classes,
         "data.splits.train": folders[0],
         "data.splits.valid": folders[1],
@@ -52,6 +52,14 @@ def choose_params(
     batch_size = _value(current, "train.batch_size")
     if isinstance(batch_size, int) and batch_size > count:
         params["train.batch_size"] = count
+    height, width = size or images[0].look.size
+    levels = [image.look.level_over(background) / 255 for image in images]
+    momentum = _value(current, "train.momentum")
+    learning_rate = _value(current, "train.learning_rate")
+    if isinstance(momentum, int | float) and isinstance(learning_rate, int | float):
+        bound = max_learning_rate(height * width, levels, len(classes), momentum)
+        if learning_rate > bound:
+            params["train.learning_rate"] = bound
     return params
 
 
@@ -70,6 +78,24 @@ def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, int] | None:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def max_learning_rate(
+    pixels: int, levels: Sequence[float], count: int, momentum: float
+) -> float:
+    """Return a learning rate at which bright images do not diverge, of one digit.
+
+    `levels` (N,) are the mean gray levels of images of `count` classes, from 0 to 1.
+    Gradient descent with momentum m needs a rate below 2 (1 + m) / L (Polyak 1964). The
+    curvature L of the log loss is at most 1/4 of the largest eigenvalue of the mean of
+    x xᵀ for a pair, 1/2 for more classes (Böhning 1992). The eigenvalue is at least
+    `pixels` times the mean squared level, and hardly more on a bright background.
+    """
+    eigenvalue = pixels * float(np.mean(np.square(levels)))
+    curvature = eigenvalue / (4 if count == 2 else 2)
+    bound = 2 * (1 + momentum) / max(curvature, 1e-6)
+    digit = 10.0 ** math.floor(math.log10(bound))
+    return float(f"{math.floor(bound / digit) * digit:.0e}")
+
+
 def median_size(sizes: Counter[tuple[int, int]]) -> tuple[float, float]:
     """Return the median height and the median width."""
     height, width = np.median(np.repeat([*sizes], [*sizes.values()], axis=0), axis=0)
@@ -86,7 +112,7 @@ def choose_background(inks: Sequence[float]) -> int | None:
 
 def inks_of(images: Iterable[Packed]) -> list[float]:
     """Return the gray level of the ink of every image with transparent pixels."""
-    return [image.look.ink for image in images if image.look.ink is not None]
+    return [image.look.ink for image in images if image.look.is_transparent]
 
 
 def _value(params: Any, key: str) -> Any:

@@ -42,12 +42,17 @@ def describe(
         faint = [
             image.path
             for image in images
-            if image.look.ink is not None and not abs(image.look.ink - ground) > FAINT
+            if image.look.is_transparent
+            and not abs(image.look.ink - ground) > FAINT  # or NaN
         ]
         if faint:
             yield f"hard to see on that: {len(faint)}, such as {faint[0]}"
     if count := sum(image.look.is_turned for image in images):
         yield f"turned as EXIF says: {count}"
+    if (batch := params.get("train.batch_size")) is not None:
+        yield f"training images: fewer than a batch, which is now {batch}"
+    if (rate := params.get("train.learning_rate")) is not None:
+        yield f"bright: the learning rate is lowered to {rate:g}"
     yield from _describe_copies(images)
     yield from describe_left_out(left_out)
 
