@@ -121,8 +121,7 @@ def render(results: Results) -> str:
     return environment.get_template("template.html.j2").render(
         classes=results.classes,
         shape=(height, width),
-        stretch=width * pictures.scale(width, height, 1),
-        smooth=height * width > CRISP_SIDE**2,
+        picture_style=picture_style(height, width),
         many=many,
         shown=MANY,
         bars=BARS,
@@ -173,6 +172,13 @@ def render(results: Results) -> str:
         embedded=embedded,
         decoding=results.decoding,
     )
+
+
+def picture_style(height: int, width: int) -> str:
+    """Return the variables that style.css needs to size pictures of images (H, W)."""
+    stretch = f"--stretch: {width * pictures.scale(width, height, 1):.3f}"
+    smooth = height * width > CRISP_SIDE**2
+    return stretch + "; --rendering: auto" * smooth
 
 
 def sharp_side(count: int) -> float:
