@@ -217,7 +217,7 @@ def test_few_images_decide_nothing_about_the_log_loss():
     images, names = random_images(3), random_names(3)
     sides = [make_side(images, names, seed=seed) for seed in (0, 1)]
     said = text.format_chance(difference.compare(*sides))
-    assert said.endswith("too few images to say so of the log loss.")
+    assert said.endswith("They are too few for an interval of the log loss.")
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def changed_page(classes: tuple[str, ...]) -> tuple[Comparison, Page]:
     images, names = random_images(300), [classes[i % len(classes)] for i in range(300)]
     first = make_side(images, names, "<b>&", classes)
     second = make_side(images, names, "new", classes, seed=1)
-    first = first._replace(values={"params.yaml": {"<i>": "<u>", "same": 1}})
-    second = second._replace(values={"params.yaml": {"<i>": 2, "same": 1}})
+    first = first._replace(recorded={"params.yaml": {"<i>": "<u>", "same": 1}})
+    second = second._replace(recorded={"params.yaml": {"<i>": 2, "same": 1}})
     comparison = difference.compare(first, second)
     return comparison, Page(page.render(comparison))
 

@@ -20,7 +20,7 @@ from stages.images import names
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic.values import parse_yaml
 from tests.conftest import ROOT, copy, run, succeed
-from tools.pack.folder import File, find_splits
+from tools.pack.folder import find_splits
 from tools.pack.look import look_at
 from tools.pack.params import (
     choose_background,
@@ -29,7 +29,7 @@ from tools.pack.params import (
     replace_values,
 )
 from tools.pack.place import Packed, split_by_content
-from tools.pack.tar import write_tar
+from tools.pack.tar import Digested, write_tar
 
 PACK = ("python", "-m", "tools.pack")
 PARAMS = (ROOT / "params.yaml").read_text("utf-8")
@@ -149,17 +149,17 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
     assert said["download"] == {"url": "data/my photos.tar", "sha256": digest}
     for line in (
         "turned as EXIF says: 32",
-        "copies of another image: 2, ",
-        "copies in another class: 1, ",
-        "left out: 1, such as {}/gifs/broken link.png: No such file or directory",
-        "left out: 1, such as {}/gifs/two.gif: has 2 frames: save the one that counts",
-        "left out: 1, such as {}/linked: a link to a folder",
-        "left out: 1, such as {}/loose.png: not in the folder of a class",
-        "left out: 2, such as {}/notes.txt: no image, by the extension",
-        "left out: 1, such as {}/single/1.png: of a class without images for the other",
-        "left out: 1, such as {}/gifs/cut.png: not a readable PNG",
-        "left out: 1, such as {}/gifs/drawing.svg: not a readable PNG",
-        "classes with few training images: 1, such as tiny with 1",
+        "copies: 2, ",
+        "images of several classes: 1, ",
+        "left out: 1, for example {}/gifs/broken link.png: No such file or directory",
+        "left out: 1, for example {}/gifs/two.gif: has 2 frames: save the one",
+        "left out: 1, for example {}/linked: a link to a folder",
+        "left out: 1, for example {}/loose.png: not in the folder of a class",
+        "left out: 2, for example {}/notes.txt: no image, by the extension",
+        "left out: 1, for example {}/single/1.png: of a class without images",
+        "left out: 1, for example {}/gifs/cut.png: not a readable PNG",
+        "left out: 1, for example {}/gifs/drawing.svg: not a readable PNG",
+        "classes with few training images: 1, for example tiny with 1",
     ):
         assert "\n" + line.format(motley) in shown
 
@@ -260,7 +260,8 @@ def test_the_order_of_the_classes_is_kept(here, tmp_path):
 
 def test_another_archive_is_not_replaced_without_a_word(here, tmp_path):
     folder = gray(tmp_path / "some", {"a": 30, "b": 20})
-    (here / "data/some.tar").write_text("something else")
+    with tarfile.open(here / "data/some.tar", "w"):
+        pass
     shown = pack(here, str(folder))
     assert "data/some.tar: written in place of another archive" in shown
 
@@ -349,6 +350,31 @@ def test_every_class_of_two_images_has_both_splits_and_copies_stay_together():
                 assert {splits[image] for image in of_class} == {0, 1}
 
 
+def test_what_is_no_image_does_not_change_what_the_folders_are(here, tmp_path):
+    for folder in ("wrap/train/a", "wrap/train/b", "wrap/valid/a", "wrap/valid/b"):
+        gray(tmp_path / "set" / folder, {"": 3})
+    for name in ("LICENSE", "wrap/README", "wrap/train/labels.zip"):
+        (tmp_path / "set" / name).write_text("no image")
+    pack(here, str(tmp_path / "set"))
+    assert params(here)["data"]["classes"] == ["a", "b"]
+    assert params(here)["data"]["splits"] == {"train": "train", "valid": "valid"}
+
+
+def test_a_mode_that_cannot_be_gray_and_a_link_to_a_pipe_are_left_out(here, tmp_path):
+    folder = gray(tmp_path / "some", {"a": 5, "b": 5})
+    Image.new("LAB", (8, 8)).save(folder / "a" / "lab.tif")
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "a" / "pipe.png").symlink_to(tmp_path / "pipe")
+    shown = pack(here, str(folder))
+    assert "a/lab.tif: has the mode LAB: save it as RGB or gray\n" in shown
+    assert "a/pipe.png: no plain file\n" in shown
+
+
+def test_names_cannot_write_to_the_terminal(here, tmp_path):
+    gray(tmp_path / "some", {"a": 5, "\x1b[31mred\n": 5})
+    assert "\n\\x1b[31mred\\n " in pack(here, str(tmp_path / "some"))
+
+
 def test_splits_are_taken_as_they_are(here, tmp_path):
     for split, count in (("Testing", 10), ("training", 25)):
         gray(tmp_path / "set" / "inside" / split, {"a": count, "b": 2 * count})
@@ -368,49 +394,46 @@ def test_splits_are_taken_as_they_are(here, tmp_path):
     assert packed["training/b/7.png"] == path.read_bytes()
 
 
-def layout(*folders: str) -> list[File]:
-    return [
-        File("", tuple(folder.split("/")), f"{i}") for i, folder in enumerate(folders)
-    ]
-
-
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
-        (["train/a", "train/b", "valid/a", "valid/b"], ("train", "valid")),
-        (["test/a", "test/b", "old/a", "old/b"], ("old", "test")),
+        (["train/a", "train/b", "valid/a", "valid/c"], ("train", "valid")),
+        (["Test/a", "TRAINING/a", "TRAINING"], ("TRAINING", "Test")),
         (["x/a", "x/b", "y/a", "y/a", "y/b"], ("y", "x")),  # the larger is for training
         (["cats/2019", "cats/2020", "dogs/2019"], None),
         (["train", "bus", "car"], None),  # these are things
-        (["train/a", "bus"], None),
         (["a/1", "b/2", "c/3"], None),
         (["a", "b"], None),
+        (["a/b"], None),
     ],
 )
 def test_what_the_outer_folders_are(folders, expected):
-    splits = find_splits(layout(*folders), None)
-    assert (splits and splits[:2]) == expected
-    assert find_splits(layout(*folders), []) is None
+    splits = find_splits([tuple(folder.split("/")) for folder in folders], None)
+    assert (splits and splits.folders) == expected
+    assert find_splits([tuple(folder.split("/")) for folder in folders], []) is None
 
 
 @pytest.mark.parametrize(
     ("folders", "named"),
     [
-        (["train/a", "test/a", "valid/a"], "test, train, valid look like splits"),
-        (["x/a", "x/b", "y/a", "y/b", "z/a", "z/b"], "x, y, z look like splits"),
+        (["train/a", "test/a", "valid/a"], "test, train, valid may be"),
+        (["x/a", "x/b", "y/a", "y/b", "z/a", "z/b"], "x, y, z may be"),
+        (["train/a", "train/b", "test/.."], "test, train may be"),  # test is flat
+        (["dev/a", "ops/b"], "dev, ops may be"),
     ],
 )
-def test_more_than_two_splits_are_asked_about(here, tmp_path, folders, named):
+def test_what_may_be_splits_or_classes_is_asked_about(here, tmp_path, folders, named):
     for folder in folders:
-        gray(tmp_path / "set" / folder, {"": 3})
+        gray(tmp_path / "set" / folder.removesuffix("/.."), {"": 3})
     told = refusal(here, str(tmp_path / "set"))
     assert named in told
-    assert "name them with --splits TRAIN VALID, or say --no-splits" in told
-    first, second = folders[0].split("/")[0], folders[-1].split("/")[0]
+    assert "name two splits with --splits TRAIN VALID, or say --no-splits" in told
+    outer = [folder.split("/")[0] for folder in folders]
+    first, second = outer[0], outer[-1]
     for folder in (first, second):
         gray(tmp_path / "set" / folder, {"a": 3, "b": 3})
     shown = pack(here, str(tmp_path / "set"), "--splits", first, second)
-    assert "in neither of the two splits" in shown
+    assert ("in neither of the two splits" in shown) == (len({*outer}) > 2)
     assert params(here)["data"]["splits"] == {"train": first, "valid": second}
 
 
@@ -420,7 +443,6 @@ def test_more_than_two_splits_are_asked_about(here, tmp_path, folders, named):
         ["train", "valid", "bus"],  # classes that are called as splits are
         ["a/b", "b", "c"],  # a folder that is called as another class is
         ["a/train", "b/valid"],
-        ["back\\slash", "b"],
     ],
 )
 def test_names_that_preprocess_could_misread_are_packed(lent, tmp_path, folders):
@@ -429,7 +451,7 @@ def test_names_that_preprocess_could_misread_are_packed(lent, tmp_path, folders)
     said = params(lent)["data"]
     splits = {said["splits"]["train"]: 0, said["splits"]["valid"]: 1}
     labels = {name: label for label, name in enumerate(said["classes"])}
-    assert labels.keys() == {f.split("/")[0].replace("\\", "_") for f in folders}
+    assert labels.keys() == {folder.split("/")[0] for folder in folders}
     kept: Counter[int] = Counter()
     for name in members(tmp_path / "set.tar"):
         folder = names.find_folder(name.rpartition("/")[0], splits, labels)
@@ -482,10 +504,10 @@ def test_the_learning_rate_of_digits_is_kept_and_that_of_white_pages_lowered(
                 image = np.full((40, 40), ground, np.uint8)
                 image[5 : 10 + i % 9, 5:20] = 255 - ground
                 save(tmp_path / name / label / f"{i}.png", image)
-    assert "learning rate" not in pack(here, str(tmp_path / "digits"))
+    assert "learning rate 0.2\n" in pack(here, str(tmp_path / "digits"))
     shown = pack(here, str(tmp_path / "pages"))
     # 1,600 pixels, nearly all of level 1: 2 * 1.9 / 400 * 1.1 is 0.0105.
-    assert "\nbright: the learning rate is lowered to 0.01\n" in shown
+    assert "learning rate 0.01 instead of 0.2\n" in shown
     assert params(here)["train"]["learning_rate"] == 0.01
     assert pack(here, str(tmp_path / "pages")).endswith("nothing to change\n")
 
@@ -510,7 +532,7 @@ def test_faint_ink_is_told(here, tmp_path):
             save(tmp_path / "icons" / label / f"{i}.png", icon)
     shown = pack(here, str(tmp_path / "icons"))
     assert "with transparent pixels: 20, laid over gray level 255\n" in shown
-    assert "\nhard to see on that: 2, such as " in shown
+    assert "\nhard to see on that: 2, for example " in shown
 
 
 def test_many_classes_make_a_short_table(here, tmp_path):
@@ -542,8 +564,22 @@ def test_what_cannot_be_packed_is_told_in_a_line(here, tmp_path):
     folders = ("train/a", "train/b", "val/a", "val/b")
     split = gray(tmp_path / "split", dict.fromkeys(folders, 3))
     assert "leave --valid out" in refusal(here, str(split), "--valid", "0.2")
+    same = refusal(here, str(two), "--splits", "a", "a")
+    assert "--splits: a cannot be both" in same
     missing = refusal(here, str(two), "-o", "nowhere/x.tar")
-    assert missing.endswith("x.tar.tmp: No such file or directory\n")
+    assert "there is no folder nowhere: make it" in missing
+    (here / "data/x.tar").write_text("not an archive")
+    other = refusal(here, str(two), "-o", "data/x.tar")
+    assert "data/x.tar is there and no tar: give another name with -o" in other
+    for i, name in enumerate(("back\\slash", os.fsdecode(b"\xff"))):
+        odd = gray(tmp_path / f"odd {i}", {name: 3, "b": 3})
+        assert "is no UTF-8: rename it" in refusal(here, str(odd))
+    twice = gray(tmp_path / "twice", {"\xe9": 3, "e\u0301": 3})
+    assert "are one name in other code points" in refusal(here, str(twice))
+    three = gray(tmp_path / "three", {"a": 5, "b": 5, "c": 5})
+    file = here / "params.yaml"
+    file.write_text(PARAMS.replace("loss: log_loss", "loss: absolute"), "utf-8")
+    assert "take log_loss for 3 classes" in refusal(here, str(three))
     file = here / "params.yaml"
     file.write_text(PARAMS.replace("  background: null", "  # none"), "utf-8")
     assert "data.background is missing: add it" in refusal(here, str(two))
@@ -554,7 +590,7 @@ def test_what_cannot_be_packed_is_told_in_a_line(here, tmp_path):
         "utf-8",
     )
     told = refusal(here, str(two), "--background", "3", "--size", "3", "3")
-    assert "is an alias, or merged: write its value in full" in told
+    assert "has anchors or merges: write these values in full: data." in told
     file.unlink()
     assert "run this from the root of the repository" in refusal(here, str(two))
 
@@ -565,5 +601,5 @@ def test_an_image_that_changes_meanwhile_is_told(tmp_path):
     look = look_at(path)
     assert not isinstance(look, str)
     gray(tmp_path, {"a": 1}, side=9)
-    with pytest.raises(UserError, match="has changed while it was packed"):
-        write_tar([Packed(path, "train/a/0.png", 0, "a", look)], io.BytesIO())
+    with pytest.raises(UserError, match="has changed meanwhile"):
+        write_tar([Packed(path, "a/0.png", 0, "a", look)], Digested(io.BytesIO()))

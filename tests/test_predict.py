@@ -24,6 +24,7 @@ from stages.plumbing import npz
 from stages.plumbing.npz import Decoding
 from tests.conftest import AUTHOR, ROOT, edit, environment, home, run, succeed
 
+NO_MODEL = "is no model, or damaged: get it again, or name another model"
 COMMAND = ("python", "-m", "tools.predict")
 PAGE = (ROOT / "docs/model-file.md").read_text("utf-8")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
@@ -481,8 +482,11 @@ def test_without_models_it_says_how_to_get_them(clone, digit):
     [
         ("nowhere.npz", "is missing: correct the path"),
         ("metrics", "Is a directory: leave it out"),
-        ("README.md", "is damaged (*): get it again, or name another model"),
-        ("models/baseline.npz", "is damaged (*): get it again, or name another model"),
+        ("README.md", "is no model, or damaged: get it again, or name another model"),
+        (
+            "models/baseline.npz",
+            "is no model, or damaged: get it again, or name another model",
+        ),
     ],
 )
 def test_a_model_from_elsewhere_that_is_none_ends_it_at_once(built, digit, name, says):

@@ -112,7 +112,7 @@ def test_a_sweep_may_be_interrupted_and_ends_with_the_best_of_all_combinations(s
 
     # What is missing is trained, and nothing twice.
     printed = succeed(swept, *SWEEP, *grid)
-    assert printed.startswith(f"3 experiments, {len(first)} of them done.\n")
+    assert printed.startswith(f"Experiments: 3, {len(first)} of them done.\n")
     made = {n: e for n, e in experiments(swept).items() if n not in known}
     rates = sorted(setting(e)["learning_rate"] for e in made.values())
     assert rates == [0.001, 0.01, 0.05]
@@ -184,6 +184,7 @@ def test_experiments_have_the_uncommitted_changes_and_a_failure_stops_no_other(
         (["-S", "train.rate=1"], "has no parameter train.rate"),
         (["-S", "train.seed.x=1"], "has no parameter train.seed.x"),
         (["-S", "train=1"], "is a section"),
+        (["-S", "train.loss=log_loss,hinge"], "train.loss: 'hinge' is not allowed"),
         (["-S", "train.seed"], "write a parameter and plain values"),
         (["-S", "train.seed=1,"], "write a parameter and plain values"),
         (["-S", "data.size=[8,8]"], "write a parameter and plain values"),
@@ -221,13 +222,17 @@ def test_a_grid_has_every_combination_once_and_a_name_for_each():
     expected = list(itertools.product(["0", "5e-4"], ["constant", "cosine"], ["1"]))
     assert [tuple(point.values()) for point in points] == expected
     start = sweep.Start("", params, b"", b"")
-    assert len({sweep.name_of(point, start) for point in points}) == 4
+
+    def name_of(point: sweep.Point, start: sweep.Start) -> str:
+        return sweep.name_of(sweep.params_at(point, start), start)
+
+    assert len({name_of(point, start) for point in points}) == 4
     # A name depends on what a value is, not on how it is written, nor on what it
     # replaces.
     changed = sweep.Start("", {**params, "train": {"l2": 1, "schedule": "x"}}, b"", b"")
     typed = {"train.l2": "0.0005", "train.schedule": "cosine", "seed": "1"}
-    assert sweep.name_of(typed, changed) == sweep.name_of(points[3], start)
+    assert name_of(typed, changed) == name_of(points[3], start)
     edited = start._replace(code=b"a patch")
-    assert sweep.name_of(typed, edited) != sweep.name_of(typed, start)
+    assert name_of(typed, edited) != name_of(typed, start)
     with pytest.raises(UserError, match=r"train\.l1"):
         sweep.parse_grid(["train.l1=0"], params)

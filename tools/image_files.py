@@ -1,6 +1,7 @@
 """Find the image files in a folder, and note what is left out."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,18 +11,34 @@ LINK = "a link to a folder"
 NO_FILE = "no plain file"
 
 
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+"""The control characters, and what else ends a line."""
+
+
 class LeftOut:
     """How many paths were left out, and an example, by the reason."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, tuple[str, str]] = {}
 
-    def add(self, reason: str, example: str) -> None:
-        """Count one more."""
-        self.counts[reason] += 1
-        self.examples.setdefault(reason, example)
+    def add(self, reason: str, path: str) -> None:
+        """Count one more. Reasons that differ in numbers only are one."""
+        kind = re.sub("[0-9]+", "0", reason)
+        self._counts[kind] += 1
+        self._examples.setdefault(kind, (reason, path))
+
+    def __iter__(self) -> Iterator[tuple[str, int, str]]:
+        """Yield reason, count and example, the most frequent first."""
+        for kind, count in self._counts.most_common():
+            reason, path = self._examples[kind]
+            yield reason, count, path
+
+
+def escape(text: str) -> str:
+    r"""Return a text in one line: a tab becomes \t, a newline \n, an escape \x1b."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def walk(top: str, left_out: LeftOut) -> Iterator[str | OSError]:
@@ -42,15 +59,15 @@ def walk(top: str, left_out: LeftOut) -> Iterator[str | OSError]:
             reason = LINK
         elif names.OTHER_FILE.search(entry.name):
             reason = names.NO_IMAGE
-        elif entry.is_file() or entry.is_symlink():  # also one that leads nowhere
+        elif entry.is_file() or not os.path.exists(entry.path):  # a broken link
             return entry.name
         else:
             reason = NO_FILE
         left_out.add(reason, entry.path)
         return None
 
-    def order(name: str) -> str:
-        return names.natural_order(names.normalize(name))
+    def order(name: str) -> tuple[str, str]:
+        return names.natural_order(names.normalize(name)), name
 
     pending = [os.path.join(top, "")]
     while pending:

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import re
 import signal
 import sys
 import warnings
@@ -27,7 +26,7 @@ from stages.model.linear import Linear
 from stages.plumbing import artifacts, runtime
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.progress import progress
-from tools.image_files import LeftOut, walk
+from tools.image_files import LeftOut, escape, walk
 
 COMMAND = "predict"
 BLOCK = 256
@@ -39,13 +38,6 @@ REMEDIES = {
     errno.ENOTDIR: "correct the path",
     errno.EACCES: "get permission to read it (chmod)",
 }
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
-"""The control characters, and what else ends a line."""
-
-
-def escape(text: str) -> str:
-    r"""Return a text in one line: a tab becomes \t, a newline \n, an escape \x1b."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def explain(path: str, error: OSError) -> UserError:
@@ -62,14 +54,15 @@ def load_model(path: str) -> Linear:
         return Linear.load(path)
     except OSError as error:
         raise explain(path, error) from None
-    except UserError as error:
+    except UserError:
         if path == artifacts.LINEAR:
             raise
         # A file from elsewhere, for which `dvc repro` does nothing.
         if not os.path.exists(path):
             raise UserError(f"{path} is missing: correct the path") from None
-        reason = str(error).removesuffix(": delete it and run dvc repro")
-        raise UserError(f"{reason}: get it again, or name another model") from None
+        raise UserError(
+            f"{path} is no model, or damaged: get it again, or name another model"
+        ) from None
 
 
 def find_images(paths: Sequence[str], left_out: LeftOut) -> Iterator[str | UserError]:
@@ -257,9 +250,8 @@ def main() -> None:
             else:
                 print(row_of(item[0], *next(answers), model.classes))
         print(end="", flush=True)  # so that a pipe's reader need not wait
-    for reason, count in left_out.counts.items():
-        example = escape(left_out.examples[reason])
-        warn(f"left out, {reason}: {count}, for example {example}")
+    for reason, count, example in left_out:
+        warn(f"left out, {reason}: {count}, for example {escape(example)}")
     if failed:
         sys.exit(1)
 

@@ -164,13 +164,24 @@ def look_up(params: Mapping[str, Any], key: str) -> Any:
     return params
 
 
-def name_of(point: Point, start: Start) -> str:
-    """Name an experiment after its parameters and the uncommitted changes."""
+def params_at(point: Point, start: Start) -> dict[str, Any]:
+    """Return all parameters of an experiment."""
     params = copy.deepcopy(start.params)
     for key, value in point.items():
         above, _, last = key.rpartition(".")
         section = look_up(params, above) if above else params
         section[last] = values.parse_yaml(value)
+    return params
+
+
+def check(params: Mapping[str, Any]) -> None:
+    """Raise UserError for a value that a stage would refuse."""
+    for section in parameters.Section.__subclasses__():
+        parameters.check(section, params.get(section.__name__.lower()))
+
+
+def name_of(params: Mapping[str, Any], start: Start) -> str:
+    """Name an experiment after its parameters and the uncommitted changes."""
     made_from = json.dumps(params, sort_keys=True, default=str).encode() + start.code
     return f"sweep-{hashlib.sha256(made_from).hexdigest()[:7]}"
 
@@ -332,7 +343,7 @@ def train_missing(points: Mapping[str, Point], jobs: int, start: Start) -> list[
     """Train what has no experiment yet; return the names of those that failed."""
     refs = set(git("for-each-ref", "--format=%(refname)", "refs/exps").decode().split())
     missing = {n: point for n, point in points.items() if start.ref(n) not in refs}
-    print(f"{len(points)} experiments, {len(points) - len(missing)} of them done.")
+    print(f"Experiments: {len(points)}, {len(points) - len(missing)} of them done.")
     if missing and start.changes:
         print("They start from HEAD with your uncommitted changes.")
     if missing and (new := git("ls-files", "-o", "--exclude-standard", *sources())):
@@ -370,8 +381,11 @@ def main() -> int:
     if arguments.jobs < 1:
         parser.error("--jobs: at least 1")
     start = Start.read()
-    grid = parse_grid(arguments.set_param or GRID, start.params)
-    points = {name_of(point, start): point for point in grid}
+    points: dict[str, Point] = {}
+    for point in parse_grid(arguments.set_param or GRID, start.params):
+        params = params_at(point, start)
+        check(params)
+        points.setdefault(name_of(params, start), point)
     failed = train_missing(points, arguments.jobs, start)
     if done := {n: point for n, point in points.items() if n not in failed}:
         finish(done, start)

@@ -12,7 +12,10 @@ from stages.plumbing.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF")  # PPM is all of PNM
 FORMAT_NAMES = "PNG, JPEG, BMP, PNM, WebP, TIFF or GIF"
-GRAY = ("1", "L", "LA", "La")  # modes without colour; A is alpha
+GRAY = ("1", "L", "LA")  # modes without colour; A is alpha
+COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # P is a palette
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+"""Modes with premultiplied alpha, and what they are converted to."""
 MAX_PIXELS = 4096 * 4096
 Image.MAX_IMAGE_PIXELS = None  # no warning before the bound of our own
 
@@ -54,7 +57,10 @@ def load(content: bytes, name: str) -> Image.Image:
             if problem := _find_problem(image, content):
                 raise UserError(f"{name}: {problem}")
             image.load()
-            return ImageOps.exif_transpose(image) if image.info else image
+            upright = ImageOps.exif_transpose(image) if image.info else image
+            if upright.mode in PREMULTIPLIED:
+                return upright.convert(PREMULTIPLIED[upright.mode])
+            return upright
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -83,12 +89,14 @@ def _find_problem(image: ImageFile, content: bytes) -> str | None:
     """Return why an image cannot be used, and what to do."""
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
-        return f"{size} is more than {MAX_PIXELS} in all: leave it out"
+        return f"{size} is more than {MAX_PIXELS} in all: shrink it"
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # whose further frames are previews
         return f"has {frames} frames: save the one that counts"
     if _is_deep(image):
         return "more than 8 bits a channel: save it with 8"
+    if image.mode not in (*GRAY, *COLOR, *PREMULTIPLIED):
+        return f"has the mode {image.mode}: save it as RGB or gray"
     if image.format == "BMP" and image.mode == "1" and content[28] > 1:
         # Pillow 13 reads its bytes as bits.
         return "is a BMP of 8 bits with two colours: save it as PNG"

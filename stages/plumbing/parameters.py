@@ -93,9 +93,13 @@ def load(section: type[S]) -> S:
     YAML or not UTF-8, or if a key is unknown, missing, ill-typed or out of range.
     Raises hermetic.Undeclared if the stage does not declare the section.
     """
-    name = section.__name__.lower()
+    return check(section, read(section.__name__.lower()))
+
+
+def read(name: str) -> Any:
+    """Read one section of params.yaml; raises as `load` does."""
     try:
-        values = hermetic.read_params(name, FILE)
+        return hermetic.read_params(name, FILE)
     except FileNotFoundError:
         raise UserError(
             f"{FILE} is missing: run this from the root of the repository"
@@ -111,6 +115,10 @@ def load(section: type[S]) -> S:
         line = f", line {mark.line + 1}" if mark else ""
         reason = str(getattr(error, "problem", error))[:120]
         raise UserError(f"{FILE}{line}: not valid YAML ({reason})") from None
+
+
+def check(section: type[S], values: Any) -> S:
+    """Check the values of a section; raises as `load` does."""
     try:
         return msgspec.convert(values, section)
     except msgspec.ValidationError as error:

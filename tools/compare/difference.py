@@ -1,4 +1,4 @@
-"""What differs between two revisions, and how far it is chance: pure functions."""
+"""What differs between two revisions, and how far it is chance."""
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator

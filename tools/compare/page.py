@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from stages.page import pictures
 from stages.page.render import MANY, picture_style, sharp_side
 from tools.compare.difference import Comparison
-from tools.compare.text import changed_predictions, differing, format_chance, left_out
+from tools.compare.text import caveats, changed_predictions, differing, format_chance
 
 SHOWN = 48
 """How many of the changed predictions are shown."""
@@ -33,7 +33,7 @@ def render(comparison: Comparison) -> str:
     return environment.get_template("page.html.j2").render(
         comparison._asdict(),
         sentence=format_chance(comparison),
-        left_out=left_out(comparison),
+        caveats=caveats(comparison),
         tables=differing(comparison),
         predictions=list(zip(uris, rows, strict=True)),
         weights=draw_weights(comparison),

@@ -41,7 +41,7 @@ class Side(NamedTuple):
     """A revision, and what its model answers to its N validation images."""
 
     rev: str
-    values: Mapping[str, Mapping[str, Any]]
+    recorded: Mapping[str, Mapping[str, Any]]
     """Parameters and metrics, by file and dotted key."""
     model: Linear
     images: NDArray[np.uint8]
@@ -81,8 +81,9 @@ def load(rev: str) -> Side:
         fs = DVCFileSystem(rev=None if rev == WORKSPACE else rev)
         files = [parameters.FILE, *sorted(fs.glob("metrics/*.json"))]
     except (DvcException, AttributeError) as error:  # the latter for HEAD:FILE
+        reason = error if isinstance(error, DvcException) else "it is no commit"
         raise UserError(
-            f"DVC cannot read revision {rev} ({error}): take one that git log or "
+            f"DVC cannot read revision {rev} ({reason}): take one that git log or "
             "dvc exp show lists"
         ) from error
     flat = {file: dict(flatten(read_values(fs, rev, file))) for file in files}

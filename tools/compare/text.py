@@ -28,7 +28,7 @@ def format_text(comparison: Comparison) -> str:
     lines = []
     for path, rows in differing(comparison).items():
         lines += [*align([[path, *revs, "change"][: len(rows[0])], *rows]), ""]
-    for text in [format_chance(comparison), *left_out(comparison)]:
+    for text in [format_chance(comparison), *caveats(comparison)]:
         lines += textwrap.wrap(text, 88, break_on_hyphens=False)
     if rows := changed_predictions(comparison, LISTED):
         count = f"{len(comparison.changed):,}"
@@ -62,7 +62,7 @@ def format_chance(comparison: Comparison) -> str:
     if not any(log_loss):
         return f"{text} The log loss is the same."
     if len(pairs) < FEW:
-        return f"{text} These are too few images to say so of the log loss."
+        return f"{text} They are too few for an interval of the log loss."
     verdict = _verdict(log_loss.low > 0 or log_loss.high < 0)
     return f"{text} The difference in log loss {verdict}: {_interval(log_loss)}."
 
@@ -76,7 +76,7 @@ def _interval(difference: Difference) -> str:
     return f"{mean} (95 % interval {low} to {high})"
 
 
-def left_out(comparison: Comparison) -> list[str]:
+def caveats(comparison: Comparison) -> list[str]:
     """Say which images are not compared, and whether the classes differ."""
     first, second, pairs, relabelled, _, _ = comparison
     sides = first, second
@@ -95,7 +95,7 @@ def differing(comparison: Comparison) -> dict[str, list[list[str]]]:
 
     Rows of the key, both values, and the change of a metric.
     """
-    first, second = comparison.first.values, comparison.second.values
+    first, second = comparison.first.recorded, comparison.second.recorded
     tables: dict[str, list[list[str]]] = {}
     for path in {**first, **second}:
         old, new = first.get(path, {}), second.get(path, {})

@@ -8,6 +8,7 @@ make the same bytes, wherever and whenever they are packed.
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from stages.plumbing import parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic import temporary
 from stages.plumbing.hermetic.values import parse_yaml
-from tools.image_files import LeftOut
+from tools.image_files import LeftOut, escape, walk
 from tools.pack import table
-from tools.pack.folder import find_images
+from tools.pack.folder import arrange, name_folders, plain_name
 from tools.pack.look import look_at_all
 from tools.pack.params import choose_params, edit_params
 from tools.pack.place import Packed, place
@@ -36,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…")
     parser.add_argument(
         "--valid",
-        type=_share,
+        type=share,
         metavar="SHARE",
         help=f"of CLASS/…, how much to validate on ({VALID_SHARE} unless given)",
     )
@@ -57,13 +58,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size",
         nargs=2,
-        type=_integer(1, 4096),
+        type=integer(1, 4096),
         metavar=("H", "W"),
         help="height and width in pixels to resize all images to",
     )
     parser.add_argument(
         "--background",
-        type=_integer(0, 255),
+        type=integer(0, 255),
         metavar="N",
         help="gray level to lay transparent images over, from 0, black, to 255",
     )
@@ -77,14 +78,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share < 1:
+def share(text: str) -> float:
+    """Parse a number between 0 and 1."""
+    if not 0 < (value := float(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return share
+    return value
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Return what parses an integer in a range, ends included."""
+
     def integer(text: str) -> int:
         if not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
@@ -93,78 +96,117 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return integer
 
 
+def find_paths(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Return the folder to pack, and the archive; raise UserError without the former.
+
+    And if the archive cannot be written there.
+    """
+    folder = os.path.expanduser(arguments.folder)
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{arguments.folder!r} is no folder: give one that holds CLASS/… "
+            "(make pack FOLDER=~/photos)"
+        )
+    name = plain_name(Path(folder).resolve().name) or "images"
+    out = os.path.expanduser(arguments.out or f"data/{name}.tar")
+    if not out.endswith(".tar"):
+        raise UserError(f"-o {out}: it will be a tar: let the name end in .tar")
+    if not os.path.isdir(os.path.dirname(out) or "."):
+        raise UserError(f"-o {out}: there is no folder {os.path.dirname(out)}: make it")
+    return folder, out
+
+
 def read_folder(
-    path: Path, chosen: Sequence[str] | None, share: float | None, left_out: LeftOut
+    folder: str, chosen: Sequence[str] | None, share: float | None, left_out: LeftOut
 ) -> tuple[list[Packed], tuple[str, str]]:
     """Look at all images of a folder, and assign each to a split.
 
-    Returns the images, and the folders of the splits in the archive. Raises UserError
-    if there are fewer than two classes to pack, or too many.
+    Returns the images, and the folders of the splits in the archive.
     """
-    found, splits = find_images(str(path), chosen, left_out)
+    paths, looks = [], []
+    for found in walk(folder, left_out):
+        if isinstance(found, OSError):
+            left_out.add(found.strerror or "cannot be listed", found.filename)
+        else:
+            paths.append(found)
+    for path, look in zip(paths, look_at_all(paths), strict=True):
+        if isinstance(look, str):
+            left_out.add(look, path)
+        else:
+            looks.append((path, look))
+    images, splits = arrange(name_folders(folder, looks), chosen, left_out)
     if splits and share is not None:
         raise UserError(
-            f"--valid: {path} has the splits {splits.train} and {splits.valid} "
+            f"--valid: {folder} has the splits {' and '.join(splits.folders)} "
             f"({splits.reason}): leave --valid out, or say --no-splits"
         )
     share = share or VALID_SHARE
-    images = []
-    for image, look in zip(found, look_at_all(found), strict=True):
-        if isinstance(look, str):
-            left_out.add(look, image.path)
-        else:
-            images.append((image, look))
-    placed, folders = place(images, splits, share, left_out)
+    packed, folders = place(images, splits, share, left_out)
     reason = splits.reason if splits else f"{100 * share:g} % by content"
-    print(f"splits: {folders[0]}, to train on, and {folders[1]} ({reason})")
-    return placed, folders
+    say(f"splits: {folders[0]}, to train on, and {folders[1]} ({reason})")
+    return packed, folders
+
+
+def say(line: str) -> None:
+    """Print a line, whatever the names in it hold."""
+    print(escape(line))
+
+
+def check_classes(count: int, folder: str, left_out: LeftOut) -> None:
+    """Raise UserError for too few classes or too many."""
+    if MIN_CLASSES <= count <= MAX_CLASSES:
+        return
+    for line in table.describe_left_out(left_out):
+        say(line)
+    told = f"{folder} has {count} classes with images for both splits"
+    if count > MAX_CLASSES:
+        raise UserError(f"{told}, and {MAX_CLASSES} is the most: pack fewer")
+    raise UserError(
+        f"{told}, and {MIN_CLASSES} is the least: put the images of each class into a "
+        "folder of its own, two different ones at least"
+    )
+
+
+def save_params(before: str, after: str, *, dry_run: bool) -> None:
+    """Write params.yaml, if it changes, and show how."""
+    names = {"fromfile": parameters.FILE, "tofile": parameters.FILE}
+    lines = before.splitlines(), after.splitlines()
+    diff = list(difflib.unified_diff(*lines, **names, n=0, lineterm=""))
+    if diff and not dry_run:
+        partial = temporary(parameters.FILE)
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            file.write(after)
+        os.replace(partial, parameters.FILE)
+    print("\n".join(diff) or f"{parameters.FILE}: nothing to change")
+    if diff and not dry_run:
+        print("Now run make.")
 
 
 def main() -> None:
     """Write the archive and params.yaml, and say what is in it."""
     arguments = parse_arguments()
-    parameters.load(parameters.Report)  # refuses a file that is no YAML
+    folder, out = find_paths(arguments)
+    parameters.read("data")  # refuses what is no YAML
     with open(parameters.FILE, encoding="utf-8", newline="") as file:
         text = file.read()
-    folder = Path(arguments.folder).expanduser()
-    if not (arguments.folder and folder.is_dir()):
-        raise UserError(
-            f"{arguments.folder!r} is no folder: give one that holds CLASS/… "
-            "(make pack FOLDER=~/photos)"
-        )
-    out = arguments.out or f"data/{folder.resolve().name or 'images'}.tar"
-    if not out.endswith(".tar"):
-        raise UserError(f"-o {out}: it will be a tar: let the name end in .tar")
-
-    left_out = LeftOut()
+    left_out, current = LeftOut(), parse_yaml(text)
     images, splits = read_folder(folder, arguments.splits, arguments.valid, left_out)
-    count = len({image.label for image in images})
-    if not MIN_CLASSES <= count <= MAX_CLASSES:
-        for line in table.describe_left_out(left_out):
-            print(line)
-        raise UserError(
-            f"{folder} has {count} classes with images for both splits, and "
-            f"{MIN_CLASSES} to {MAX_CLASSES} are needed: put the images of each class "
-            "into a folder of its own"
-        )
+    check_classes(len({image.label for image in images}), folder, left_out)
     size, background = arguments.size, arguments.background
-    params = choose_params(images, splits, parse_yaml(text), size, background)
-    for line in table.describe(images, params, left_out):
-        print(line)
+    params = choose_params(images, splits, current, size, background)
     edit_params(text, params)  # refuses before anything is written
-    digest = write(images, out, dry_run=arguments.dry_run)
-    params |= {"download.url": out, "download.sha256": digest}
-    edited = edit_params(text, params)
-    before, after = text.splitlines(), edited.splitlines()
-    names = {"fromfile": parameters.FILE, "tofile": parameters.FILE}
-    diff = list(difflib.unified_diff(before, after, **names, n=0, lineterm=""))
-    print("\n".join(diff) or f"{parameters.FILE}: nothing to change")
-    if diff and not arguments.dry_run:
-        partial = temporary(parameters.FILE)
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            file.write(edited)
-        os.replace(partial, parameters.FILE)
-        print("Now run make.")
+    for line in table.describe(images, params, current, left_out):
+        say(line)
+    sys.stdout.flush()  # ends here if nobody reads it
+    written = write(images, out, dry_run=arguments.dry_run)
+    done = "would be written" if arguments.dry_run else "written"
+    if not written.is_new:
+        done = "unchanged"
+    elif written.replaces:
+        done += " in place of another archive"
+    params |= {"download.url": out, "download.sha256": written.sha256}
+    say(f"{out}: {done}, {written.size:,} bytes")
+    save_params(text, edit_params(text, params), dry_run=arguments.dry_run)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from stages.images.archive import MAX_MEMBER
 from stages.plumbing import workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
-from tools.pack import folder
 
 LARGE = f"larger than {MAX_MEMBER >> 20} MiB"
 
@@ -61,7 +60,7 @@ def look_at(path: str) -> Look | str:
     except OSError as error:
         return error.strerror or "cannot be read"
     with Image.open(io.BytesIO(content), formats=decode.FORMATS) as raw:
-        is_turned = raw.getexif().get(Base.Orientation, 1) != 1
+        is_turned = raw.getexif().get(Base.Orientation) in range(2, 9)
     opacity, is_transparent = 1.0, decode.has_transparent_pixels(image)
     over_black = image
     if is_transparent:
@@ -80,8 +79,8 @@ def look_at(path: str) -> Look | str:
     )
 
 
-def look_at_all(images: Sequence[folder.Image]) -> Iterator[Look | str]:
-    """Look at images, in threads: Pillow decodes several at a time."""
+def look_at_all(paths: Sequence[str]) -> Iterator[Look | str]:
+    """Look at image files, in threads: Pillow decodes several at a time."""
     with ThreadPoolExecutor(workers.available_processors()) as pool:
-        looks = pool.map(look_at, [image.path for image in images])
-        yield from progress(looks, "look at images", "images", len(images))
+        looks = pool.map(look_at, paths)
+        yield from progress(looks, "look at images", "images", len(paths))

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from stages.images.names import natural_order
+from stages.model.linear import outputs_of
 from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic.values import parse_yaml
@@ -31,12 +32,17 @@ def choose_params(
 ) -> dict[str, Any]:
     """Return what params.yaml has to say of the images, by dotted key.
 
-    `current` is its content; `size` and `background` are None to choose them.
+    `current` is its content; `size` and `background` are None to choose them. Raises
+    UserError if the loss cannot learn so many classes.
     """
     classes = sorted({image.label for image in images}, key=natural_order)
-    listed = _value(current, "data.classes")
-    if isinstance(listed, list) and set(map(repr, listed)) == set(map(repr, classes)):
+    listed = value_at(current, "data.classes")
+    if isinstance(listed, list) and sorted(map(repr, listed)) == sorted(
+        map(repr, classes)
+    ):
         classes = listed  # in the order that somebody has chosen
+    count = 1 if len(classes) == 2 else len(classes)
+    outputs_of(value_at(current, "train.loss"), count)
     size = size or choose_size(Counter(image.look.size for image in images))
     if background is None:
         background = choose_background(inks_of(images))
@@ -48,18 +54,20 @@ def choose_params(
         "data.grayscale": not all(image.look.is_gray for image in images),
         "data.background": background,
     }
-    count = sum(image.split == 0 for image in images)
-    batch_size = _value(current, "train.batch_size")
-    if isinstance(batch_size, int) and batch_size > count:
-        params["train.batch_size"] = count
     height, width = size or images[0].look.size
     levels = [image.look.level_over(background) / 255 for image in images]
-    momentum = _value(current, "train.momentum")
-    learning_rate = _value(current, "train.learning_rate")
-    if isinstance(momentum, int | float) and isinstance(learning_rate, int | float):
-        bound = max_learning_rate(height * width, levels, len(classes), momentum)
-        if learning_rate > bound:
-            params["train.learning_rate"] = bound
+    momentum = value_at(current, "train.momentum")
+    if not isinstance(momentum, int | float):
+        momentum = 0
+    bounds = {
+        "train.batch_size": sum(image.split == 0 for image in images),
+        "train.learning_rate": max_learning_rate(
+            height * width, levels, len(classes), momentum
+        ),
+    }
+    for key, bound in bounds.items():
+        value = value_at(current, key)
+        params[key] = min(value, bound) if isinstance(value, int | float) else bound
     return params
 
 
@@ -115,7 +123,7 @@ def inks_of(images: Iterable[Packed]) -> list[float]:
     return [image.look.ink for image in images if image.look.is_transparent]
 
 
-def _value(params: Any, key: str) -> Any:
+def value_at(params: Any, key: str) -> Any:
     """Return the value at a dotted key; an ellipsis if there is none."""
     for name in key.split("."):
         params = params.get(name, ...) if isinstance(params, dict) else ...
@@ -136,9 +144,10 @@ def edit_params(text: str, params: Mapping[str, Any]) -> str:
         ) from None
     with suppress(yaml.YAMLError):  # garbled: two keys were one node
         changes = _differing(edited, params)
-    for key in changes:
+    if changes:
         raise UserError(
-            f"{parameters.FILE}: {key} is an alias, or merged: write its value in full"
+            f"{parameters.FILE} has anchors or merges: write these values in full: "
+            f"{', '.join(changes)}"
         )
     return edited
 
@@ -150,15 +159,15 @@ def _differing(text: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in params.items()
-        if repr(_value(current, key)) != repr(value)
+        if repr(value_at(current, key)) != repr(value)
     }
 
 
 def replace_values(text: str, changes: Mapping[str, Any]) -> str:
     """Return a YAML text with other values at dotted keys.
 
-    Comments and layout stay as they are. Raises KeyError for a key that is not there,
-    and yaml.YAMLError for what is no YAML.
+    Comments and layout around them stay as they are. Raises KeyError for a key that is
+    not there, and yaml.YAMLError for what is no YAML.
     """
     root = yaml.compose(text, yaml.SafeLoader)  # libyaml's marks count bytes
     edits = []

@@ -58,43 +58,41 @@ def split_by_content(
 
 
 def place(
-    images: Sequence[tuple[Image, Look]],
-    splits: Splits | None,
-    share: float,
-    left_out: LeftOut,
+    images: Sequence[Image], splits: Splits | None, share: float, left_out: LeftOut
 ) -> tuple[list[Packed], tuple[str, str]]:
     """Place images in the archive, sorted by name; return the folders of the splits.
 
     Images of a class without images for both splits are left out.
     """
-    labels = [image.label for image, _ in images]
     if splits:
-        sides = [splits.index(image.split) for image, _ in images]
+        numbers = {folder: number for number, folder in enumerate(splits.folders)}
+        split_of = [numbers[image.split_folder or ""] for image in images]
     else:
-        digests = [look.digest for _, look in images]
+        digests = [image.look.digest for image in images]
+        labels = [image.label for image in images]
         by_content = split_by_content(digests, labels, share)
-        sides = [by_content[digest] for digest in digests]
+        split_of = [by_content[digest] for digest in digests]
     held = defaultdict(set)
-    for label, side in zip(labels, sides, strict=True):
-        held[label].add(side)
-    classes = {label for label in held if len(held[label]) == 2}
-    folders = _other_names(splits[:2] if splits else SPLITS, classes)
+    for image, split in zip(images, split_of, strict=True):
+        held[image.label].add(split)
+    classes = {label for label in held if len(held[label]) == len(SPLITS)}
+    folders = _other_names(splits.folders if splits else SPLITS, classes)
     reserved = classes.union(folders)
     placed: dict[str, Packed] = {}
-    for (image, look), side in zip(images, sides, strict=True):
+    for image, split in zip(images, split_of, strict=True):
         if image.label not in classes:
             left_out.add(ONE_SPLIT, image.path)
             continue
         inner = image.inner
         if reserved.intersection(inner):  # preprocess would not know which is which
             inner = _other_names(["_".join(inner)], reserved)
+        folder = "/".join([folders[split], image.label, *inner])
         stem, suffix = os.path.splitext(image.name)
         name, count = image.name, 1
-        folder = "/".join([folders[side], image.label, *inner])
         while (member := f"{folder}/{name}") in placed:
             count += 1
             name = f"{stem}-{count}{suffix}"
-        placed[member] = Packed(image.path, member, side, image.label, look)
+        placed[member] = Packed(image.path, member, split, image.label, image.look)
     ordered = [placed[member] for member in sorted(placed)]
     return ordered, (folders[0], folders[1])
 

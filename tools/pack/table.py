@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.images.names import natural_order
 from tools.image_files import LeftOut
-from tools.pack.params import inks_of, median_size
+from tools.pack.params import inks_of, median_size, value_at
 from tools.pack.place import SPLITS, Packed
 
 FEW = 10
@@ -23,9 +23,15 @@ MAX_NAME = 40
 
 
 def describe(
-    images: Sequence[Packed], params: Mapping[str, Any], left_out: LeftOut
+    images: Sequence[Packed],
+    params: Mapping[str, Any],
+    current: Any,
+    left_out: LeftOut,
 ) -> Iterator[str]:
-    """Yield lines that say what the images are, and what becomes of them."""
+    """Yield lines that say what the images are, and what becomes of them.
+
+    `params` are the values to come by dotted key, `current` is all of params.yaml.
+    """
     yield from _describe_classes(images)
     size = params["data.size"]
     sizes = Counter(image.look.size for image in images)
@@ -46,24 +52,24 @@ def describe(
             and not abs(image.look.ink - ground) > FAINT  # or NaN
         ]
         if faint:
-            yield f"hard to see on that: {len(faint)}, such as {faint[0]}"
+            yield f"hard to see on that: {len(faint)}, for example {faint[0]}"
     if count := sum(image.look.is_turned for image in images):
         yield f"turned as EXIF says: {count}"
-    if (batch := params.get("train.batch_size")) is not None:
-        yield f"training images: fewer than a batch, which is now {batch}"
-    if (rate := params.get("train.learning_rate")) is not None:
-        yield f"bright: the learning rate is lowered to {rate:g}"
+    trained = {"train.batch_size": "batches of", "train.learning_rate": "learning rate"}
+    said = []
+    for key, name in trained.items():
+        said.append(f"{name} {params[key]:g}")
+        if params[key] != (old := value_at(current, key)):
+            said[-1] += f" instead of {old}"
+    yield f"training: {', '.join(said)}"
     yield from _describe_copies(images)
     yield from describe_left_out(left_out)
 
 
 def describe_left_out(left_out: LeftOut) -> Iterator[str]:
     """Yield lines that say what is not packed, and why."""
-    common = left_out.counts.most_common(MAX_ROWS)
-    for reason, count in common:
-        yield f"left out: {count}, such as {left_out.examples[reason]}: {reason}"
-    if rest := left_out.counts.total() - sum(count for _, count in common):
-        yield f"left out: {rest}, for other reasons"
+    for reason, count, example in left_out:
+        yield f"left out: {count}, for example {example}: {reason}"
 
 
 def _times(size: Sequence[float]) -> str:
@@ -90,23 +96,32 @@ def _describe_classes(images: Sequence[Packed]) -> Iterator[str]:
     if few:
         count, name = few[0]
         example = f"{name[:MAX_NAME]} with {count}"
-        yield f"classes with few training images: {len(few)}, such as {example}"
+        yield f"classes with few training images: {len(few)}, for example {example}"
 
 
 def _describe_copies(images: Sequence[Packed]) -> Iterator[str]:
     same = defaultdict(list)
     for image in images:
         same[image.look.digest].append(image)
-    differences = {
-        "copies of another image": "path",
-        "copies in the other split": "split",
-        "copies in another class": "label",
-    }
-    for what, difference in differences.items():
-        paths = [
-            list({getattr(copy, difference): copy.path for copy in copies}.values())
-            for copies in same.values()
-        ]
-        if found := [group for group in paths if len(group) > 1]:
-            count = sum(len(group) - 1 for group in found)
-            yield f"{what}: {count}, such as {found[0][1]} of {found[0][0]}"
+    copies = [group for group in same.values() if len(group) > 1]
+    if copies:
+        count = sum(len(group) - 1 for group in copies)
+        first, second, *_ = copies[0]
+        yield f"copies: {count}, for example {second.path} of {first.path}"
+    both = [group for group in copies if len({copy.split for copy in group}) > 1]
+    if both:
+        count = sum(copy.split for group in both for copy in group)
+        train, valid = (
+            next(i for i in both[0] if i.split == split) for split in (0, 1)
+        )
+        yield (
+            f"validation images among the training images: {count}, for example "
+            f"{valid.path} is {train.path}"
+        )
+    paths = [{copy.label: copy.path for copy in group} for group in copies]
+    if several := [list(group.values()) for group in paths if len(group) > 1]:
+        first_path, second_path, *_ = several[0]
+        yield (
+            f"images of several classes: {len(several)}, for example {second_path} is "
+            f"{first_path}"
+        )
