@@ -132,6 +132,8 @@ def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             copy(sources, shared / "a clone")
             succeed(shared / "a clone", "dvc", "repro")
             commit(shared / "a clone", "built")
+            # One file instead of many: tests copy the clone a hundred times.
+            succeed(shared / "a clone", "git", "repack", "-adq")
             (shared / "done").touch()
     return shared / "a clone"
 

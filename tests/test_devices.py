@@ -3,7 +3,6 @@
 import random
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 
 from stages.model import devices
 from tests.conftest import (
-    commit,
     contents,
     copy,
     edit,
@@ -36,8 +34,7 @@ def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a clone that trains for two epochs; do not edit it."""
     folder = copy(built, tmp_path_factory.mktemp("short") / "a clone")
     edit(folder / "params.yaml", *FEW_EPOCHS)
-    succeed(folder, "dvc", "repro", "train")
-    commit(folder)
+    succeed(folder, "python", "-m", "stages", "train")
     return folder
 
 
@@ -151,13 +148,16 @@ def test_a_process_that_dies_ends_the_other_with_a_line_and_without_output(
     clone, victim
 ):
     edit(clone / "params.yaml", FEW_EPOCHS[1], "epochs: 2000")
+    begins = "        if epoch:  # 0"
+    says_so = f'        epoch == 3 and print("training", flush=True)\n{begins}'
+    edit(clone / "stages/train.py", begins, says_so)
     (clone / "models/linear.npz").unlink()
     job = job_number()
     processes = [start(clone, rank, job) for rank in range(2)]
     for process in processes:
         assert process.stdout
         assert "is connected to 1 peer" in process.stdout.readline()
-    time.sleep(3)  # training by now
+        assert "training\n" in process.stdout
     assert [process.poll() for process in processes] == [None, None]
     processes[victim].kill()
     survivor = processes[1 - victim]

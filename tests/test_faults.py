@@ -120,6 +120,11 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "report": lambda clone: edit(clone / "params.yaml", "mistakes: 24", "mistakes: 8"),
 }
 """Make a stage write other bytes than those that are there."""
+FORCED = {
+    stage: ["dvc", "repro", "--force", "--single-item", stage]
+    for stage in ("download", "preprocess")
+}
+"""What dvc is killed in the midst of."""
 KILLS = {"dvc": 5, "preprocess": 7, "train": 3, "report": 3, "download": 32}
 
 
@@ -141,7 +146,8 @@ def kill(built: Path, folder: Path, name: str) -> int:
     chance = random.Random(name)
     clone = copy(built, folder / "a clone")
     if name == "dvc":
-        until(KILLS[name], lambda: kill_dvc(clone, chance))
+        took = {stage: seconds_of_dvc(clone, stage) for stage in FORCED}
+        until(KILLS[name], lambda: kill_dvc(clone, chance, took))
     else:
         kill_stage(clone, name, chance)
         shutil.copy(built / "params.yaml", clone)
@@ -149,11 +155,18 @@ def kill(built: Path, folder: Path, name: str) -> int:
     return KILLS[name]
 
 
-def kill_dvc(clone: Path, chance: random.Random) -> bool:
+def seconds_of_dvc(clone: Path, stage: str) -> float:
+    """Return how long dvc takes to run a stage."""
+    begun = time.monotonic()
+    assert start(clone, *FORCED[stage]).wait() == 0
+    return time.monotonic() - begun
+
+
+def kill_dvc(clone: Path, chance: random.Random, took: dict[str, float]) -> bool:
     """Kill dvc, not the stage that it started, and run it again at once."""
-    name = chance.choice(["download", "preprocess"])
-    process = start(clone, "dvc", "repro", "--force", "--single-item", name)
-    killed = kill_after(process, chance.uniform(0.2, 3))
+    stage = chance.choice([*FORCED])
+    process = start(clone, *FORCED[stage])
+    killed = kill_after(process, chance.uniform(0.2, took[stage]))
     if "\n  report:\n" not in (clone / "dvc.lock").read_text("utf-8"):
         # DVC writes its lock in place: killed just then, it leaves a part. Git has it.
         assert run(clone, "git", "checkout", "--quiet", "dvc.lock").returncode == 0
@@ -376,8 +389,8 @@ def test_a_stage_with_few_file_handles_works_or_says_so(unchanged):
 
 
 def test_out_of_memory_is_one_line(unchanged):
-    edit(unchanged / "params.yaml", "size: null", "size: [256, 256]")
-    limit = resource.RLIMIT_AS, 600 * 2**20
+    edit(unchanged / "params.yaml", "size: null", "size: [128, 128]")
+    limit = resource.RLIMIT_AS, 300 * 2**20
     assert_fails(unchanged, "preprocess", OUT_OF_MEMORY, limit=limit)
 
 

@@ -706,7 +706,7 @@ def test_the_text_of_a_refusal_is_its_own_whatever_a_library_adds():
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink"])
 def test_deps_and_outs_may_be_links_into_the_cache(clone, kind):
-    succeed(clone, "dvc", "config", "--local", "cache.type", kind)
+    (clone / ".dvc/config.local").write_text(f"[cache]\n    type = {kind}\n", "utf-8")
     succeed(clone, "dvc", "checkout", "--relink")
     before = contents(clone, "models", "metrics")
     assert (clone / "data/tensors.npz").is_symlink() == (kind == "symlink")

@@ -197,7 +197,7 @@ def test_history_begins_untrained_and_ends_with_the_returned_model(loss, classes
 def test_three_classes_are_learned(loss):
     data = problem(3, 300, noise=10)
     _, after, history = fit(
-        data, loss=loss, epochs=500, momentum=0.9, learning_rate=0.1
+        data, loss=loss, epochs=100, momentum=0.9, learning_rate=0.1
     )
     assert after.weights.shape == (6, 3)
     assert history[-1, 0] < history[0, 0]
@@ -234,7 +234,7 @@ def test_long_training_converges_to_scikit_learns_logistic_regression():
     """C weighs the summed loss, l2 is relative to the mean loss: C = 1 / (l2 N)."""
     data, l2 = problem(2, 200), 0.01
     _, after, _ = fit(
-        data, l2=l2, epochs=4000, batch_size=200, momentum=0.9, learning_rate=1.0
+        data, l2=l2, epochs=500, batch_size=200, momentum=0.9, learning_rate=1.0
     )
     images, targets = in_float64(data)
     best = LogisticRegression(C=1 / (l2 * 200), tol=1e-10, max_iter=10_000)
