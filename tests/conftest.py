@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,17 +123,26 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run `dvc repro` in a clone, once for all pytest-xdist workers; do not edit it."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+
+    def build(folder: Path) -> None:
+        copy(sources, folder)
+        succeed(folder, "dvc", "repro")
+        commit(folder, "built")
+
+    return once(tmp_path_factory, "built", build)
+
+
+def once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """Make a clone once for all pytest-xdist workers, and return its folder."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     shared.mkdir(exist_ok=True)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "done").exists():
-            copy(sources, shared / "a clone")
-            succeed(shared / "a clone", "dvc", "repro")
-            commit(shared / "a clone", "built")
-            # One file instead of many: tests copy the clone a hundred times.
-            succeed(shared / "a clone", "git", "repack", "-adq")
+            make(shared / "a clone")
             (shared / "done").touch()
     return shared / "a clone"
 

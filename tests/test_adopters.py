@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from stages.plumbing.hermetic import landlock
-from tests.conftest import ROOT, commit, edit, run, succeed
+from tests.conftest import ROOT, commit, edit, run, stages_run, succeed
 
 GUARD = ROOT / "stages/plumbing/hermetic"
 ENFORCE = "import hermetic; hermetic.enforce()\n"
@@ -140,9 +140,8 @@ def test_a_pipeline_like_dvcs_example_runs_and_reruns_what_has_changed(project):
     assert succeed(folder, "dvc", "repro").count("Running stage") == 4
     assert json.loads((folder / "eval/metrics.json").read_text()) == {"sum": 72}
     edit(folder / "params.yaml", "unused: 1", "unused: 2")
-    assert "Running stage" not in succeed(folder, "dvc", "repro")
     edit(folder / "params.yaml", "n_est: 3", "n_est: 1")
-    assert succeed(folder, "dvc", "repro").count("Running stage") == 2
+    assert stages_run(succeed(folder, "dvc", "repro")) == ["train", "evaluate"]
 
 
 FORGOTTEN = {

@@ -15,6 +15,7 @@ from tests.conftest import (
     copy,
     edit,
     environment,
+    once,
     run,
     stages_run,
     succeed,
@@ -31,11 +32,14 @@ LAUNCHERS = [
 
 @pytest.fixture(scope="module")
 def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a clone that trains for two epochs; do not edit it."""
-    folder = copy(built, tmp_path_factory.mktemp("short") / "a clone")
-    edit(folder / "params.yaml", *FEW_EPOCHS)
-    succeed(folder, "python", "-m", "stages", "train")
-    return folder
+    """Train a clone for two epochs, once for all workers; do not edit it."""
+
+    def train(folder: Path) -> None:
+        copy(built, folder)
+        edit(folder / "params.yaml", *FEW_EPOCHS)
+        succeed(folder, "python", "-m", "stages", "train")
+
+    return once(tmp_path_factory, "short", train)
 
 
 @pytest.fixture

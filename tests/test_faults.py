@@ -104,11 +104,11 @@ def cached(clone: Path, path: str) -> Path:
 
 
 @pytest.fixture
-def unchanged(clone: Path) -> Iterator[Path]:
+def unchanged(lent: Path) -> Iterator[Path]:
     """A clone whose outputs a fault must leave as they were, with nothing beside."""
-    before = contents(clone, *FOLDERS)
-    yield clone
-    assert contents(clone, *FOLDERS) == before
+    before = contents(lent, *FOLDERS)
+    yield lent
+    assert contents(lent, *FOLDERS) == before
 
 
 # Killed
@@ -356,9 +356,12 @@ def test_a_folder_that_may_not_be_written_is_one_line(unchanged, name):
     if subprocess.run(true, check=False, capture_output=True).returncode:
         pytest.skip("root keeps its capabilities here")
     out = Path(OUTS[name][0])
-    (unchanged / out.parent).chmod(0o555)
     text = f"{out.parent}/.{out.name}.tmp: Permission denied"
-    assert_fails(unchanged, name, text, *IF_ROOT)
+    (unchanged / out.parent).chmod(0o555)
+    try:
+        assert_fails(unchanged, name, text, *IF_ROOT)
+    finally:
+        (unchanged / out.parent).chmod(0o755)
 
 
 @pytest.mark.parametrize("spare", range(3))
@@ -389,9 +392,13 @@ def test_a_stage_with_few_file_handles_works_or_says_so(unchanged):
 
 
 def test_out_of_memory_is_one_line(unchanged):
+    before = (unchanged / "params.yaml").read_text("utf-8")
     edit(unchanged / "params.yaml", "size: null", "size: [128, 128]")
     limit = resource.RLIMIT_AS, 300 * 2**20
-    assert_fails(unchanged, "preprocess", OUT_OF_MEMORY, limit=limit)
+    try:
+        assert_fails(unchanged, "preprocess", OUT_OF_MEMORY, limit=limit)
+    finally:
+        (unchanged / "params.yaml").write_text(before, "utf-8")
 
 
 def test_out_of_device_memory_is_one_line():

@@ -151,7 +151,7 @@ def test_the_stages_follow_one_another_as_designed(built):
 
 
 def test_metrics_diff_shows_what_changed_between_two_commits(slower, built):
-    shown = as_json(slower[0], "metrics", "diff", "HEAD~1", "--json")
+    shown = Repo(str(slower[0])).metrics.diff("HEAD~1")["diff"]
     files = [folder / "metrics/linear.json" for folder in (built, slower[0])]
     old, new = (json.loads(file.read_text("utf-8"))["log_loss"] for file in files)
     assert shown.keys() == {"metrics/linear.json"}
@@ -163,7 +163,7 @@ def test_metrics_diff_shows_what_changed_between_two_commits(slower, built):
 
 
 def test_params_diff_shows_the_edit(slower):
-    shown = as_json(slower[0], "params", "diff", "HEAD~1", "--json")
+    shown = Repo(str(slower[0])).params.diff("HEAD~1")["diff"]
     change = {"old": 0.2, "new": 0.01, "diff": pytest.approx(-0.19)}
     assert shown == {"params.yaml": {"train.learning_rate": change}}
 

@@ -1,6 +1,7 @@
 """Training compared with plain float64 loops, scikit-learn and the notebook."""
 
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from stages import preprocess, train
+from stages import train
 from stages.model import devices, linear
-from stages.plumbing import artifacts, npz, parameters, workers
+from stages.plumbing import artifacts, npz, parameters
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Decoding, Split, Tensors
 from stages.train import LOSSES, Params
@@ -247,18 +248,10 @@ def test_long_training_converges_to_scikit_learns_logistic_regression():
 
 
 @pytest.fixture(scope="module")
-def mnist() -> Tensors:
-    """Read the bundled archive."""
-    splits = parameters.Splits("train", "valid")
-    data = parameters.Data(
-        ("3", "7"), splits, size=None, grayscale=False, background=None
-    )
-    with pytest.MonkeyPatch.context() as patch:  # JAX has threads, so do not fork
-        patch.setattr(workers, "available_processors", lambda: 1)
-        path = str(ROOT / "data/mnist_sample.tgz")
-        train, valid = preprocess.read_splits(path, data)
-    copies = preprocess.find_copies(valid.images, train.images)
-    return Tensors(train, valid, list(data.classes), copies, DECODING)
+def mnist(built: Path) -> Tensors:
+    """Load the tensors of the bundled archive."""
+    with chdir(built):
+        return npz.load_tensors()
 
 
 @pytest.fixture
@@ -335,7 +328,7 @@ def test_every_loss_learns_at_the_rate_that_params_yaml_suggests(run_stage, loss
 
 def test_the_nudged_model_is_untrained_but_not_all_zeros(run_stage, config):
     """It has the notebook's loss, seed and deviation, though training begins at 0."""
-    outputs = run_stage(loss="squared_error", learning_rate=0.01)
+    outputs = run_stage(loss="squared_error", learning_rate=0.01, epochs=1)
     experiment = outputs[artifacts.SENSITIVITY]
     assert config.init_std == 0
     assert experiment["pixel"] == 269

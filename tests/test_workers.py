@@ -6,7 +6,9 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 from stages import preprocess
 from stages.plumbing import workers
 from stages.plumbing.errors import UserError
+from stages.plumbing.npz import Split
 from stages.plumbing.parameters import Data, Splits
 from tests.conftest import ROOT, edit, environment, home
 from tests.test_archive import pack, png
@@ -120,17 +123,19 @@ def test_an_interrupt_is_all_that_is_told(monkeypatch):
     assert told == []
 
 
-@pytest.mark.parametrize("processes", [2, 5])
-def test_the_tensors_are_the_same_for_any_number_of_workers(
-    tmp_path, monkeypatch, processes
-):
-    monkeypatch.chdir(tmp_path)
+@cache
+def read_with(processes: int) -> tuple[Split, Split]:
+    """Read the bundled archive with so many workers."""
     data = Data(("3", "7"), Splits("train", "valid"), None, False, None)
-    read = []
-    for count in (1, processes):
-        monkeypatch.setattr(workers, "available_processors", lambda n=count: n)
-        read.append(preprocess.read_splits(str(ROOT / "data/mnist_sample.tgz"), data))
-    for split, other in zip(*read, strict=True):
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(workers, "available_processors", lambda: processes)
+        return preprocess.read_splits(str(ROOT / "data/mnist_sample.tgz"), data)
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_the_tensors_are_the_same_for_any_number_of_workers(processes):
+    for split, other in zip(read_with(1), read_with(processes), strict=True):
         np.testing.assert_array_equal(split.images, other.images)
         np.testing.assert_array_equal(split.labels, other.labels)
 
