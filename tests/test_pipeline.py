@@ -24,6 +24,7 @@ from tests.conftest import (
     contents,
     copy,
     edit,
+    once,
     run,
     stages_run,
     succeed,
@@ -48,11 +49,16 @@ def as_json(folder: Path, *command: str) -> Any:
 @pytest.fixture(scope="module")
 def slower(built, tmp_path_factory):
     """A clone with a lower learning rate, committed, and what `dvc repro` printed."""
-    folder = copy(built, tmp_path_factory.mktemp("slower") / "a clone")
-    edit(folder / "params.yaml", "learning_rate: 0.2 ", "learning_rate: 0.01 ")
-    stdout = succeed(folder, "dvc", "repro")
-    commit(folder)
-    return folder, stdout
+
+    def learn(folder: Path) -> None:
+        copy(built, folder)
+        edit(folder / "params.yaml", "learning_rate: 0.2 ", "learning_rate: 0.01 ")
+        printed = succeed(folder, "dvc", "repro")
+        (folder.parent / "printed").write_text(printed, "utf-8")
+        commit(folder)
+
+    folder = once(tmp_path_factory, "slower", learn)
+    return folder, (folder.parent / "printed").read_text("utf-8")
 
 
 def test_the_committed_lock_is_of_this_code(sources):
