@@ -221,6 +221,8 @@ def test_a_grid_has_every_combination_once_and_a_name_for_each():
     )
     expected = list(itertools.product(["0", "5e-4"], ["constant", "cosine"], ["1"]))
     assert [tuple(point.values()) for point in points] == expected
+    default = sweep.default_grid({"train": {"learning_rate": 0.2}})
+    assert default == ["train.learning_rate=0.05,0.1,0.2", "train.l2=0,5e-4"]
     start = sweep.Start("", params, b"", b"")
 
     def name_of(point: sweep.Point, start: sweep.Start) -> str:

@@ -36,7 +36,6 @@ from stages.plumbing.errors import Stopped, UserError
 from stages.plumbing.hermetic import values
 from stages.plumbing.progress import progress
 
-GRID = ["train.learning_rate=0.05,0.1,0.2", "train.l2=0,5e-4"]
 JOBS = 2
 PIPELINE = "dvc.yaml"
 FOLDER = Path(".dvc/tmp/sweep")
@@ -154,6 +153,15 @@ def parse_grid(assignments: Iterable[str], params: Mapping[str, Any]) -> list[Po
         grid[key] = list(dict.fromkeys(typed))
     return [
         dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())
+    ]
+
+
+def default_grid(params: Mapping[str, Any]) -> list[str]:
+    """Return the grid around the learning rate that params.yaml has."""
+    rate = params["train"]["learning_rate"]
+    return [
+        f"train.learning_rate={rate / 4:g},{rate / 2:g},{rate:g}",
+        "train.l2=0,5e-4",
     ]
 
 
@@ -311,9 +319,12 @@ def log_loss(ref: str) -> float:
     return json.loads(git("show", f"{ref}:{artifacts.LINEAR_METRICS}"))["log_loss"]
 
 
-def table() -> str:
-    """Return HEAD and its experiments, best first, with the parameters that differ."""
-    sections = "|".join(hermetic.read_params(file=parameters.FILE))
+def table(points: Iterable[Point]) -> str:
+    """Return HEAD and its experiments, best first, with the parameters that differ.
+
+    Only those of the sections that the sweep varies.
+    """
+    sections = "|".join({key.split(".")[0] for point in points for key in point})
     path = artifacts.LINEAR_METRICS
     shown = rf"Experiment$|({path}:)?accuracy$|({path}:)?log_loss$"
     return dvc(
@@ -325,7 +336,7 @@ def table() -> str:
 
 def finish(points: Mapping[str, Point], start: Start) -> None:
     """Print the table, how sure the choice of the best is, and how to apply it."""
-    print(table())
+    print(table(points.values()))
     best, *others = sorted(points, key=lambda name: log_loss(start.ref(name)))
     print(f"Best of the sweep: {best} ({show_point(points[best])})")
     if others:
@@ -372,7 +383,7 @@ def main() -> int:
         "python -m tools.sweep",
         description="Train a grid of settings, and rank them by log loss.",
     )
-    grid_help = f"a parameter and its values; without any: {' and '.join(GRID)}"
+    grid_help = "a parameter and its values; without any, some learning rates and l2"
     parser.add_argument("-S", "--set-param", metavar="KEY=VALUE,…", action="append",
                         help=grid_help)  # fmt: skip
     jobs_help = f"how many settings to train at a time: {JOBS} unless given"
@@ -381,8 +392,9 @@ def main() -> int:
     if arguments.jobs < 1:
         parser.error("--jobs: at least 1")
     start = Start.read()
+    assignments = arguments.set_param or default_grid(start.params)
     points: dict[str, Point] = {}
-    for point in parse_grid(arguments.set_param or GRID, start.params):
+    for point in parse_grid(assignments, start.params):
         params = params_at(point, start)
         check(params)
         points.setdefault(name_of(params, start), point)
