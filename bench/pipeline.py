@@ -51,6 +51,20 @@ LIBRARIES = {
 PYTHON, GUARD_IMPORTS = "Python starts and ends", "the guard's imports"
 GUARD_START, OWN_MODULES = "the guard's start", "own modules, standard library"
 WORK, PROCESS = "work", "the whole process"
+# Wraps the guard's hook in the probe below.
+COUNTED = """
+def counted(hook):
+    def call(*arguments):
+        global events, hook_seconds
+        before = time.perf_counter()
+        try:
+            hook(*arguments)
+        finally:
+            events += 1
+            hook_seconds += time.perf_counter() - before
+
+    return call
+"""
 # Runs a stage and prints how long its parts take. Arguments: the stage, whether it is
 # guarded, unguarded or counted, and its libraries. It is passed to `python -c`, since
 # the guard would refuse a module that the stage does not declare.
@@ -67,23 +81,13 @@ def timed(part, function, *arguments):
     times[part] = time.perf_counter() - before
     return result
 
-def counted(hook):
-    def call(*arguments):
-        global events, hook_seconds
-        before = time.perf_counter()
-        try:
-            hook(*arguments)
-        finally:
-            events += 1
-            hook_seconds += time.perf_counter() - before
-
-    return call
-
 timed({GUARD_IMPORTS!r}, importlib.import_module, "stages.plumbing.runtime")
 from stages.plumbing import hermetic, runtime
 if variant == "unguarded":
     hermetic.enforce = lambda *_, **__: None
 elif variant == "counted":
+    # As a frame of the guard, which looks at who calls it.
+    exec(compile({COUNTED!r}, hermetic.__file__, "exec"))
     sys.addaudithook = lambda hook, add=sys.addaudithook: add(counted(hook))
 timed({GUARD_START!r}, runtime.start, stage)
 if variant != "counted":
