@@ -18,6 +18,8 @@ from stages.plumbing import workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
 
+SMALL = 2**14
+"""Bytes of a file that is decoded in less than a millisecond."""
 LARGE = f"larger than {MAX_MEMBER >> 20} MiB"
 
 
@@ -80,7 +82,14 @@ def look_at(path: str) -> Look | str:
 
 
 def look_at_all(paths: Sequence[str]) -> Iterator[Look | str]:
-    """Look at image files, in threads: Pillow decodes several at a time."""
-    with ThreadPoolExecutor(workers.available_processors()) as pool:
-        looks = pool.map(look_at, paths)
+    """Look at image files, at several large ones at a time.
+
+    With small ones, threads would wait for each other twice as long as they work.
+    """
+    in_all = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+    is_parallel = in_all > len(paths) * SMALL
+    threads = workers.available_processors() if is_parallel else 1
+    with ThreadPoolExecutor(threads) as pool:
+        look_at_each = pool.map if is_parallel else map
+        looks = look_at_each(look_at, paths)
         yield from progress(looks, "look at images", "images", len(paths))
