@@ -39,7 +39,7 @@ test: .venv/tested  ## Run lint, types and tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-pythons: .venv/installed  ## Run make test on every Python from 3.11 to 3.14 that is here
 	@$(BIN)/python -m tools.every_python
