@@ -30,6 +30,7 @@ def pytest_report_header() -> str:
     return f"guard: an audit hook {held}"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return what `-n auto` means: one more than cores, since some tests wait."""
     return workers.available_processors() + 1
