@@ -10,7 +10,6 @@ from stages.images import names
 LINK = "a link to a folder"
 NO_FILE = "no plain file"
 
-
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 """The control characters, and what else ends a line."""
 

@@ -143,8 +143,8 @@ def parse_grid(assignments: Iterable[str], params: Mapping[str, Any]) -> list[Po
                 "values, as in train.l2=0,5e-4"
             )
         try:
-            replaced = look_up(params, key)
-        except (KeyError, TypeError):
+            replaced = values.find(params, key)
+        except KeyError:
             raise UserError(f"{parameters.FILE} has no parameter {key}") from None
         if isinstance(replaced, Mapping):
             raise UserError(
@@ -165,20 +165,12 @@ def default_grid(params: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def look_up(params: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key; raise KeyError or TypeError without one."""
-    for part in key.split("."):
-        params = params[part]
-    return params
-
-
 def params_at(point: Point, start: Start) -> dict[str, Any]:
     """Return all parameters of an experiment."""
     params = copy.deepcopy(start.params)
     for key, value in point.items():
         above, _, last = key.rpartition(".")
-        section = look_up(params, above) if above else params
-        section[last] = values.parse_yaml(value)
+        values.find(params, above)[last] = values.parse_yaml(value)
     return params
 
 

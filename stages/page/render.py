@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -112,13 +112,8 @@ def render(results: Results) -> str:
             strict=True,
         )
     ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("template.html.j2").render(
+    template = load_template("template.html.j2")
+    return template.render(
         classes=results.classes,
         shape=(height, width),
         picture_style=picture_style(height, width),
@@ -172,6 +167,17 @@ def render(results: Results) -> str:
         embedded=embedded,
         decoding=results.decoding,
     )
+
+
+def load_template(name: str, *folders: Path) -> Template:
+    """Load a template from one of these folders, or from that of style.css."""
+    environment = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def picture_style(height: int, width: int) -> str:

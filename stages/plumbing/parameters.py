@@ -11,7 +11,9 @@ from stages.plumbing.errors import UserError
 
 FILE = "params.yaml"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+MAX_SIDE = 4096
+Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+MIN_CLASSES, MAX_CLASSES = 2, 256
 Folder = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^/\\]+$")]
 
 
@@ -49,7 +51,10 @@ class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Data(Section, frozen=True):
     """Which images to read, and how to decode them."""
 
-    classes: Annotated[tuple[Folder, ...], msgspec.Meta(min_length=2, max_length=256)]
+    classes: Annotated[
+        tuple[Folder, ...],
+        msgspec.Meta(min_length=MIN_CLASSES, max_length=MAX_CLASSES),
+    ]
     splits: Splits
     size: tuple[Side, Side] | None
     grayscale: bool

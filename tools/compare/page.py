@@ -4,33 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 
 from stages.page import pictures
-from stages.page.render import MANY, picture_style, sharp_side
+from stages.page.render import MANY, load_template, picture_style, sharp_side
 from tools.compare.difference import Comparison
 from tools.compare.text import caveats, changed_predictions, differing, format_chance
 
 SHOWN = 48
 """How many of the changed predictions are shown."""
-STYLE = Path(pictures.__file__).parent
-"""The folder of style.css."""
 
 
 def render(comparison: Comparison) -> str:
     """Return the comparison as a page that needs nothing else."""
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, STYLE]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     second, changed = comparison.second, comparison.changed[:SHOWN, 1]
     side = sharp_side(len(changed))
     images = pictures.shrink((second.images[i] for i in changed), side)
     uris = map(pictures.data_uri, pictures.grayscale(images))
     rows = changed_predictions(comparison, SHOWN)
-    return environment.get_template("page.html.j2").render(
+    template = load_template("page.html.j2", Path(__file__).parent)
+    return template.render(
         comparison._asdict(),
         sentence=format_chance(comparison),
         caveats=caveats(comparison),

@@ -16,6 +16,7 @@ from stages.plumbing import parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.hermetic import temporary
 from stages.plumbing.hermetic.values import parse_yaml
+from stages.plumbing.parameters import MAX_CLASSES, MAX_SIDE, MIN_CLASSES
 from tools.image_files import LeftOut, escape, walk
 from tools.pack import table
 from tools.pack.folder import arrange, name_folders, plain_name
@@ -25,7 +26,6 @@ from tools.pack.place import Packed, place
 from tools.pack.tar import write
 
 VALID_SHARE = 0.2
-MIN_CLASSES, MAX_CLASSES = 2, 256
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size",
         nargs=2,
-        type=integer(1, 4096),
+        type=integer(1, MAX_SIDE),
         metavar=("H", "W"),
         help="height and width in pixels to resize all images to",
     )

@@ -14,7 +14,7 @@ from stages.images.names import natural_order
 from stages.model.linear import outputs_of
 from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic.values import parse_yaml
+from stages.plumbing.hermetic.values import find, parse_yaml
 from tools.pack.place import Packed
 
 MAX_SIDE = 64
@@ -125,9 +125,10 @@ def inks_of(images: Iterable[Packed]) -> list[float]:
 
 def value_at(params: Any, key: str) -> Any:
     """Return the value at a dotted key; an ellipsis if there is none."""
-    for name in key.split("."):
-        params = params.get(name, ...) if isinstance(params, dict) else ...
-    return params
+    try:
+        return find(params, key)
+    except KeyError:
+        return ...
 
 
 def edit_params(text: str, params: Mapping[str, Any]) -> str:

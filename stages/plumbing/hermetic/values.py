@@ -220,7 +220,7 @@ def select(
     the first key that is not declared.
     """
     if any(_is_below(key, declared) for declared in keys):
-        return deepcopy(_find(values, key))
+        return deepcopy(find(values, key))
     below = sorted(declared for declared in keys if _is_below(declared, key))
     if not below:
         raise refuse(key)
@@ -232,7 +232,7 @@ def select(
         for folder in folders:
             path = f"{path}.{folder}" if path else folder
             inner = dict.setdefault(inner, folder, Params(path, refuse))
-        inner[name] = deepcopy(_find(values, declared))
+        inner[name] = deepcopy(find(values, declared))
     return found
 
 
@@ -240,7 +240,8 @@ def _is_below(key: str, above: str) -> bool:
     return above in ("", "*", key) or key.startswith(f"{above}.")
 
 
-def _find(values: Any, key: str) -> Any:
+def find(values: Any, key: str) -> Any:
+    """Return the value at a dotted key, or all at ""; raise KeyError without one."""
     for step in key.split(".") if key else []:
         try:
             values = values[int(step) if isinstance(values, list | tuple) else step]
