@@ -82,7 +82,8 @@ def timed(part, function, *arguments):
     return result
 
 timed({GUARD_IMPORTS!r}, importlib.import_module, "stages.plumbing.runtime")
-from stages.plumbing import hermetic, runtime
+import hermetic
+from stages.plumbing import runtime
 if variant == "unguarded":
     hermetic.enforce = lambda *_, **__: None
 elif variant == "counted":

@@ -36,7 +36,7 @@ def seconds_per_step(batch_size: int, side: int) -> float:
     import numpy as np
 
     from stages import train
-    from stages.model import devices
+    from stages.evaluation import devices
 
     config = parameters.Train(
         seed=0,
@@ -77,7 +77,7 @@ def work() -> None:
         os.sched_setaffinity(0, {0})
     import jax
 
-    from stages.model import devices
+    from stages.evaluation import devices
 
     with devices.distributed():
         seconds = [seconds_per_step(*case) for case in CASES]

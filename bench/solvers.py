@@ -29,7 +29,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from bench.pipeline import ROOT
 from bench.tables import machine, show, table
-from stages.model import linear, metrics
+from stages.evaluation import linear, metrics
 from stages.plumbing import npz, parameters
 from stages.train import Params, fit, init_params
 
@@ -122,10 +122,10 @@ def hardware_limits() -> tuple[float, float]:
     return block.nbytes / min(read_seconds), 2 * 2048**3 / min(product_seconds)
 
 
-def measure(torch: str | None) -> tuple[list[Result], npz.Tensors]:
+def measure(torch: str | None) -> tuple[list[Result], tensors.Tensors]:
     """Time all trainers, the stage's own first; also return what they trained on."""
     config = parameters.load(parameters.Train)
-    tensors = npz.load_tensors()
+    tensors = tensors.load_tensors()
     train, valid = tensors.train, tensors.valid
     untrained = init_params(config.seed, train.images[0].size, 1, config.init_std)
 

@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from stages.model import devices, metrics
-from stages.plumbing import artifacts, npz, parameters
-from stages.plumbing.npz import Split
+from stages.evaluation import metrics
+from stages.plumbing import artifacts, devices, parameters, tensors
+from stages.plumbing.tensors import Split
 
 
 def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
@@ -48,7 +48,7 @@ def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Arr
 def main() -> None:
     """Write models/baseline.npz and metrics/baseline.json from data/tensors.npz."""
     distance = parameters.load(parameters.Baseline).distance
-    train, valid, classes, *_ = npz.load_tensors()
+    train, valid, classes, *_ = tensors.load_tensors()
     means = mean_images(train, len(classes))
     to_means = np.concatenate(
         [

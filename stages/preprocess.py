@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from stages.images import names
 from stages.images.archive import Archive, Entry
 from stages.images.decode import decode
-from stages.plumbing import artifacts, npz, parameters, runtime, workers
+from stages.plumbing import artifacts, parameters, runtime, tensors, workers
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Decoding, Split
 from stages.plumbing.progress import progress
+from stages.plumbing.tensors import Decoding, Split
 
 MAX_FOLDERS_SHOWN = 8
 RECORD = struct.Struct("7q")
@@ -233,13 +233,13 @@ def main() -> None:
     valid_in_train = find_copies(valid.images, train.images)
     if count := int(valid_in_train.sum()):
         print(f"{count} of {data.splits.valid} occur in {data.splits.train}, too")
-    tensors = {
+    arrays = {
         "train_images": train.images,
         "train_labels": train.labels,
         "valid_images": valid.images,
         "valid_labels": valid.labels,
         "valid_in_train": valid_in_train.astype(np.uint8),
         "classes": np.array(data.classes),
-        "decoding": npz.format_decoding(decoding_of(data)),
+        "decoding": tensors.format_decoding(decoding_of(data)),
     }
-    artifacts.publish({artifacts.TENSORS: tensors})
+    artifacts.publish({artifacts.TENSORS: arrays})

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.model import linear, metrics
-from stages.model.linear import Linear
+from stages.evaluation import metrics, model_file, outputs
+from stages.evaluation.model_file import Linear
 from stages.page import pictures
 from stages.page.charts import Curves
 from stages.page.render import Predictions, Results, render
-from stages.plumbing import artifacts, npz, parameters, runtime
-from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Split
+from stages.plumbing import artifacts, npz, parameters, runtime, tensors
+from stages.plumbing.errors import UserError, damaged
+from stages.plumbing.tensors import Split
 
 SECTIONS: list[type[parameters.Section]] = [
     parameters.Download,
@@ -26,7 +26,7 @@ SECTIONS: list[type[parameters.Section]] = [
 INPUTS = [
     artifacts.TENSORS,
     artifacts.BASELINE,
-    artifacts.LINEAR,
+    artifacts.MODEL,
     artifacts.BASELINE_METRICS,
     artifacts.HISTORY,
     artifacts.SENSITIVITY,
@@ -60,7 +60,7 @@ def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.floa
     arrays = npz.load_arrays(artifacts.BASELINE, dtypes, ["valid_distances"])
     means, distance, to_means = arrays.values()
     if means.ndim != 3 or to_means.shape != (count, len(means)):
-        raise artifacts.damaged(artifacts.BASELINE, "its arrays do not fit the images")
+        raise damaged(artifacts.BASELINE, "its arrays do not fit the images")
     return means, str(distance), to_means
 
 
@@ -79,10 +79,10 @@ def predict_linear(valid: Split, model: Linear) -> tuple[Predictions, Probabilit
     kept = Probabilities(*np.empty((len(Probabilities._fields), count)))
     for start in range(0, count, BLOCK):
         block = slice(start, start + BLOCK)
-        logits = linear.logits(valid.images[block], model.weights, model.bias)
-        probabilities = linear.probabilities(logits, model.outputs)
+        logits = model_file.logits(valid.images[block], model.weights, model.bias)
+        probabilities = outputs.probabilities(logits, model.outputs)
         rows = np.arange(len(logits))
-        labels[block] = linear.predicted_labels(logits, model.outputs)
+        labels[block] = outputs.predicted_labels(logits, model.outputs)
         ranking[block] = logits[:, 0]
         kept.first[block] = probabilities[:, 0]
         kept.predicted[block] = probabilities[rows, labels[block]]
@@ -177,14 +177,12 @@ def main() -> None:
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in SECTIONS
     }
-    _, valid, classes, valid_in_train, decoding = npz.load_tensors()
+    _, valid, classes, valid_in_train, decoding = tensors.load_tensors()
     means, distance, to_means = load_baseline(len(valid.images))
-    model = Linear.load(artifacts.LINEAR)
+    model = Linear.load(artifacts.MODEL)
     expected = (classes, means.shape[1:], decoding)
     if (model.classes, model.image_size, model.decoding) != expected:
-        raise UserError(
-            f"{artifacts.LINEAR} was trained on other images: run dvc repro"
-        )
+        raise UserError(f"{artifacts.MODEL} was trained on other images: run dvc repro")
 
     actual = valid.labels
     pair = len(classes) == 2  # of classes, which alone has ROC curves
@@ -236,7 +234,7 @@ def main() -> None:
 
     artifacts.publish(
         {
-            artifacts.LINEAR_METRICS: measured,
+            artifacts.MODEL_METRICS: measured,
             artifacts.PREDICTIONS: prediction_rows(
                 range(len(actual)), *columns, classes
             ),

@@ -10,11 +10,11 @@ import optax
 from jax import Array
 from numpy.typing import NDArray
 
-from stages.model import devices, linear
-from stages.plumbing import artifacts, npz, parameters
+from stages.evaluation import model_file, outputs
+from stages.plumbing import artifacts, devices, parameters, tensors
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Split
 from stages.plumbing.progress import progress
+from stages.plumbing.tensors import Split
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
 
@@ -117,7 +117,9 @@ def train_steps(
 def eval_step(params: Params, images: Array, labels: Array, n: int, loss: str) -> Array:
     """Sum the losses and the correct predictions of the first `n` images: (2,)."""
     logits, count = predict(params, images), len(params.bias)
-    correct = linear.predicted_labels(logits, linear.outputs_of(loss, count)) == labels
+    correct = (
+        outputs.predicted_labels(logits, outputs.outputs_of(loss, count)) == labels
+    )
     rows = jnp.stack([LOSSES[loss](logits, jax.nn.one_hot(labels, count)), correct])
     return devices.replicate(jnp.where(jnp.arange(len(images)) < n, rows, 0).sum(1))
 
@@ -175,10 +177,10 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 def main() -> None:
     """Write the model, its history and the sensitivity test from data/tensors.npz."""
     config = parameters.load(parameters.Train)
-    tensors = npz.load_tensors(verify=jax.process_count() == 1)
-    train, valid, classes, _, decoding = tensors
+    verify = jax.process_count() == 1
+    train, valid, classes, _, decoding = tensors.load_tensors(verify=verify)
     shape = train.images[0].size, 1 if len(classes) == 2 else len(classes)
-    outputs = linear.outputs_of(config.loss, shape[1])
+    meaning = outputs.outputs_of(config.loss, shape[1])
     devices.check_batch_size(config.batch_size, len(train.images))
     untrained = init_params(np.uint32(config.seed), *shape, config.init_std or 1.0)
     params = untrained if config.init_std else jax.tree.map(np.zeros_like, untrained)
@@ -188,10 +190,12 @@ def main() -> None:
             f"train.learning_rate: {config.learning_rate} and train.l2: {config.l2} "
             f"make {config.loss} diverge to NaN or infinity: lower one of them"
         )
-    model = linear.Linear(*params, classes, outputs, train.images.shape[1:], decoding)
+    model = model_file.Linear(
+        *params, classes, meaning, train.images.shape[1:], decoding
+    )
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
     files = {
-        artifacts.LINEAR: model.to_arrays(),
+        artifacts.MODEL: model.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
         artifacts.SENSITIVITY: sensitivity(untrained, train, config.loss),
     }

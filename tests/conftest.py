@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from stages.plumbing import workers
-from stages.plumbing.hermetic import landlock
+from hermetic import landlock
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "preprocess", "baseline", "train", "report"]

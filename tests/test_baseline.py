@@ -9,9 +9,9 @@ import pytest
 from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
 from stages import baseline, preprocess
-from stages.model import metrics
+from stages.evaluation import metrics
 from stages.plumbing import parameters, workers
-from stages.plumbing.npz import Split
+from stages.plumbing.tensors import Split
 
 ARCHIVE = Path(__file__).parents[1] / "data/mnist_sample.tgz"
 RANDOM = np.random.default_rng(2)

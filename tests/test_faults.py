@@ -32,10 +32,10 @@ OUTS = {
     "download": ["data/archive"],
     "preprocess": ["data/tensors.npz"],
     "baseline": ["models/baseline.npz", "metrics/baseline.json"],
-    "train": ["models/linear.npz", "metrics/history.csv", "metrics/sensitivity.json"],
+    "train": ["models/model.npz", "metrics/history.csv", "metrics/sensitivity.json"],
     "report": [
         "metrics/predictions.csv",
-        "metrics/linear.json",
+        "metrics/model.json",
         "metrics/report.html",
         "metrics/means.png",
     ],
@@ -327,7 +327,7 @@ cat {out}
 exit $code
 """
 FULL_DISKS = {
-    "for the out": ("train", "models", "8k", "models/linear.npz"),
+    "for the out": ("train", "models", "8k", "models/model.npz"),
     "for what is decoded": ("preprocess", SCRATCH, "64k", SCRATCH),
 }
 

@@ -158,10 +158,10 @@ def test_the_stages_follow_one_another_as_designed(built):
 
 def test_metrics_diff_shows_what_changed_between_two_commits(slower, built):
     shown = Repo(str(slower[0])).metrics.diff("HEAD~1")["diff"]
-    files = [folder / "metrics/linear.json" for folder in (built, slower[0])]
+    files = [folder / "metrics/model.json" for folder in (built, slower[0])]
     old, new = (json.loads(file.read_text("utf-8"))["log_loss"] for file in files)
-    assert shown.keys() == {"metrics/linear.json"}
-    assert shown["metrics/linear.json"]["log_loss"] == {
+    assert shown.keys() == {"metrics/model.json"}
+    assert shown["metrics/model.json"]["log_loss"] == {
         "old": old,
         "new": new,
         "diff": pytest.approx(new - old),
@@ -189,13 +189,13 @@ def test_plots_diff_has_every_plot_of_both_commits(slower):
 def test_the_model_is_declared_as_an_artifact_and_can_be_fetched(slower, tmp_path):
     folder = slower[0]
     model = Repo(str(folder)).artifacts.read()["dvc.yaml"]["linear"]
-    assert (model.path, model.type) == ("models/linear.npz", "model")
+    assert (model.path, model.type) == ("models/model.npz", "model")
     succeed(folder, "git", *AUTHOR, "tag", "-a", "-m", "first", "linear@v1.0.0")
     target = tmp_path / "fetched"
     command = ["dvc", "artifacts", "get", str(folder), "linear", "--out", str(target)]
     succeed(tmp_path, *command)
     fetched = target / "linear.npz" if target.is_dir() else target
-    assert fetched.read_bytes() == (folder / "models/linear.npz").read_bytes()
+    assert fetched.read_bytes() == (folder / "models/model.npz").read_bytes()
 
 
 # A stage, an edit of params.yaml, and what the one line on stderr has to name.
@@ -299,7 +299,7 @@ def test_dvc_repro_shows_the_line_and_keeps_what_was_built_before(clone):
     assert "train: train.batch_size" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     # DVC removes the outputs of a stage before it runs.
-    assert not (clone / "models/linear.npz").exists()
+    assert not (clone / "models/model.npz").exists()
     edit(clone / "params.yaml", "batch_size: 20000", "batch_size: 64")
     assert stages_run(succeed(clone, "dvc", "repro")) == []
     assert contents(clone, *OUTPUTS) == before
@@ -338,7 +338,7 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(
     (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
     assert stages_run(succeed(folder, "dvc", "repro")) == STAGES
 
-    with np.load(folder / "models/linear.npz") as model:
+    with np.load(folder / "models/model.npz") as model:
         shapes = {name: model[name].shape for name in ("weights", "bias")}
         assert model["classes"].tolist() == ["cat", "dog", "frog"]
         assert (model["outputs"], *model["image_size"]) == ("softmax", 5, 6)

@@ -21,13 +21,13 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score
 
 from stages import baseline, preprocess, report, train
-from stages.model import linear, metrics
-from stages.model.linear import Linear
+from stages.evaluation import linear, metrics
+from stages.evaluation.model_file import Linear
 from stages.page import charts, pictures
 from stages.page.render import MAX_PIXELS, Results, format_share, render
 from stages.plumbing import artifacts, npz, parameters
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Decoding, Split
+from stages.plumbing.tensors import Decoding, Split
 from tests.conftest import ROOT
 
 ACTUAL, PREDICTED = np.array([0, 1, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 0, 1])
@@ -252,7 +252,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
             "valid_labels": valid.labels,
             "valid_in_train": copies.astype(np.uint8),
             "classes": np.array(classes),
-            "decoding": npz.format_decoding(DECODING),
+            "decoding": tensors.format_decoding(DECODING),
         }
         artifacts.publish({artifacts.TENSORS: tensors})
         shutil.copy(ROOT / "requirements.txt", tmp_path)
@@ -521,8 +521,8 @@ def test_names_that_the_font_lacks_are_shown_by_their_number_in_pictures_only(bu
 
 def test_a_model_of_other_classes_is_refused(build):
     build(noise(0, 12, 2, 4), noise(1, 30, 2, 4), ["a", "b"])
-    model = Linear.load(artifacts.LINEAR)._replace(classes=["b", "a"])
-    artifacts.publish({artifacts.LINEAR: model.to_arrays()})
+    model = Linear.load(artifacts.MODEL)._replace(classes=["b", "a"])
+    artifacts.publish({artifacts.MODEL: model.to_arrays()})
     with pytest.raises(UserError, match="other images: run dvc repro"):
         report.main()
     artifacts.publish({artifacts.BASELINE: {"means": np.zeros((2, 4, 4), np.float32)}})

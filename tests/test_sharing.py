@@ -43,7 +43,7 @@ def fresh_clone(clone: Path) -> Path:
 
 
 def assert_same_outputs(folder: Path, other: Path) -> None:
-    for name in ("data/tensors.npz", "models/linear.npz", "metrics/report.html"):
+    for name in ("data/tensors.npz", "models/model.npz", "metrics/report.html"):
         assert (other / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -201,11 +201,11 @@ def test_with_the_run_cache_a_colleague_gets_what_an_earlier_commit_made(clone: 
 
 def test_a_damaged_object_in_the_remote_is_not_taken(clone: Path, remote: Path):
     succeed(clone, "dvc", "push")
-    wanted = (clone / "models/linear.npz").read_bytes()
+    wanted = (clone / "models/model.npz").read_bytes()
     for path in remote.rglob("*"):
         if path.is_file() and path.read_bytes() == wanted:
             path.chmod(0o644)
             path.write_bytes(b"damaged")
     colleague = fresh_clone(clone)
     run(colleague, "dvc", "repro", "--pull")
-    assert (colleague / "models/linear.npz").read_bytes() == wanted
+    assert (colleague / "models/model.npz").read_bytes() == wanted

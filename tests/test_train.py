@@ -13,7 +13,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from stages import train
-from stages.model import devices, linear
+from stages.evaluation import outputs
+from stages.plumbing import devices
 from stages.plumbing import artifacts, npz, parameters
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import Decoding, Split, Tensors
@@ -251,7 +252,7 @@ def test_long_training_converges_to_scikit_learns_logistic_regression():
 def mnist(built: Path) -> Tensors:
     """Load the tensors of the bundled archive."""
     with chdir(built):
-        return npz.load_tensors()
+        return tensors.load_tensors()
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ def run_stage(
 def test_the_default_parameters_clearly_beat_the_baseline(run_stage, config):
     outputs = run_stage()
     history = outputs[artifacts.HISTORY]
-    assert outputs[artifacts.LINEAR]["weights"].shape == (784, 1)
+    assert outputs[artifacts.MODEL]["weights"].shape == (784, 1)
     assert len(history) == config.epochs + 1
     assert history[-1]["valid_accuracy"] >= 0.984
     assert history[-1]["valid_loss"] <= 0.048
@@ -336,11 +337,11 @@ def test_the_nudged_model_is_untrained_but_not_all_zeros(run_stage, config):
 
 
 def test_the_model_says_how_to_use_it(run_stage):
-    arrays = run_stage(epochs=1)[artifacts.LINEAR]
+    arrays = run_stage(epochs=1)[artifacts.MODEL]
     assert arrays["classes"].tolist() == ["3", "7"]
     assert arrays["outputs"] == "sigmoid"
     assert arrays["image_size"].tolist() == [28, 28]
-    assert npz.parse_decoding("", arrays["decoding"]) == DECODING
+    assert tensors.parse_decoding("", arrays["decoding"]) == DECODING
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 from stages import download
-from stages.model import linear
-from stages.plumbing import artifacts, hermetic, npz, parameters, runtime
+from stages.evaluation import outputs
+import hermetic
+from stages.plumbing import artifacts, npz, parameters, runtime
 from stages.plumbing.errors import UserError
 
 SECTIONS = parameters.Section.__subclasses__()

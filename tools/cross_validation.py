@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages.model import linear
+from stages.evaluation import outputs
 from stages.plumbing import artifacts, npz, parameters, runtime
-from stages.plumbing.npz import Split
+from stages.plumbing.tensors import Split
 from stages.train import Hyperparams, Params, init_params, sgd, train_steps
 
 LOSSES = ["log_loss", "brier", "absolute", "squared_error"]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from stages.images.archive import MAX_MEMBER
 from stages.images.decode import FORMAT_NAMES, decode
-from stages.model import linear
-from stages.model.linear import Linear
+from stages.evaluation import outputs
+from stages.evaluation.model_file import Linear
 from stages.plumbing import artifacts, runtime
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.progress import progress
@@ -55,7 +55,7 @@ def load_model(path: str) -> Linear:
     except OSError as error:
         raise explain(path, error) from None
     except UserError:
-        if path == artifacts.LINEAR:
+        if path == artifacts.MODEL:
             raise
         # A file from elsewhere, for which `dvc repro` does nothing.
         if not os.path.exists(path):
@@ -209,7 +209,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     model_help = "the model's file (default: %(default)s)"
     parser.add_argument(
-        "--model", metavar="FILE", default=artifacts.LINEAR, help=model_help
+        "--model", metavar="FILE", default=artifacts.MODEL, help=model_help
     )
     form = parser.add_mutually_exclusive_group()
     json_help = "print a JSON object per line, with a score for each class"
@@ -235,7 +235,7 @@ def main() -> None:
     found: Iterable[str | UserError] = find_images(arguments.paths, left_out)
     if not os.isatty(1):  # where the answers show the progress, and it would mix in
         found = progress(found, "classify", "images")
-    is_own = arguments.model == artifacts.LINEAR
+    is_own = arguments.model == artifacts.MODEL
     outcomes = read_images(found, model, is_own=is_own)
     pixels = math.prod(model.image_size)
     size = min(BLOCK, max(linear.BLOCK_PIXELS // max(pixels, 1), 1))

@@ -8,7 +8,7 @@ def main() -> None:
     """Print a row per metric; those of single classes are in the report."""
     try:
         baseline = artifacts.load_json(artifacts.BASELINE_METRICS)
-        linear = artifacts.load_json(artifacts.LINEAR_METRICS)
+        linear = artifacts.load_json(artifacts.MODEL_METRICS)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run dvc repro") from None
     print(f"\n{'':20}{'baseline':>10}{'linear':>10}")

@@ -31,9 +31,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.plumbing import artifacts, hermetic, parameters, runtime
+import hermetic
+from stages.plumbing import artifacts, parameters, runtime
 from stages.plumbing.errors import Stopped, UserError
-from stages.plumbing.hermetic import values
+from hermetic import values
 from stages.plumbing.progress import progress
 
 JOBS = 2
@@ -308,7 +309,7 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 def log_loss(ref: str) -> float:
     """Read the log loss of an experiment."""
-    return json.loads(git("show", f"{ref}:{artifacts.LINEAR_METRICS}"))["log_loss"]
+    return json.loads(git("show", f"{ref}:{artifacts.MODEL_METRICS}"))["log_loss"]
 
 
 def table(points: Iterable[Point]) -> str:
@@ -317,7 +318,7 @@ def table(points: Iterable[Point]) -> str:
     Only those of the sections that the sweep varies.
     """
     sections = "|".join({key.split(".")[0] for point in points for key in point})
-    path = artifacts.LINEAR_METRICS
+    path = artifacts.MODEL_METRICS
     shown = rf"Experiment$|({path}:)?accuracy$|({path}:)?log_loss$"
     return dvc(
         *("exp", "show", "--no-pager", "--hide-workspace", "--only-changed"),

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.page import charts, pictures
-from stages.plumbing.npz import Decoding, Split
 from stages.plumbing.parameters import Section
+from stages.plumbing.tensors import Decoding, Split
 
 MAX_DIGITS = 4
 """Decimals of a share that would round to none or all."""

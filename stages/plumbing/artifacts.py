@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic import temporary
+from hermetic import temporary
+from stages.plumbing.errors import damaged
 from stages.plumbing.runtime import SCRATCH
 
 ARCHIVE = "data/archive"
 TENSORS = "data/tensors.npz"
 BASELINE = "models/baseline.npz"
-LINEAR = "models/linear.npz"
+MODEL = "models/model.npz"
 BASELINE_METRICS = "metrics/baseline.json"
-LINEAR_METRICS = "metrics/linear.json"
+MODEL_METRICS = "metrics/model.json"
 HISTORY = "metrics/history.csv"
 SENSITIVITY = "metrics/sensitivity.json"
 PREDICTIONS = "metrics/predictions.csv"
@@ -48,11 +48,6 @@ def load_csv(path: str) -> list[dict[str, float]]:
             return [{name: float(row[name]) for name in row} for row in rows]
     except (ValueError, TypeError) as error:
         raise damaged(path, str(error)) from None
-
-
-def damaged(path: str, reason: str) -> UserError:
-    """Return the error to raise for a damaged file."""
-    return UserError(f"{path} is damaged ({reason}): delete it and run dvc repro")
 
 
 def publish(outputs: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from stages.plumbing import hermetic
+import hermetic
 
 OUT_OF_MEMORY = (
     "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
@@ -14,6 +14,11 @@ class UserError(Exception):
     """An error the user can fix; its text names the culprit and says what to do."""
 
 
+def damaged(path: str, reason: str) -> UserError:
+    """Return the error to raise for a damaged file."""
+    return UserError(f"{path} is damaged ({reason}): delete it and run dvc repro")
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM; no Exception, so that no library handles it as its own."""
 
@@ -21,7 +26,7 @@ class Stopped(BaseException):
 def one_line(error: BaseException) -> str | None:
     """Describe an error in one line; None for a bug, which deserves its traceback."""
     match error:
-        case UserError() | Stopped() | hermetic.Undeclared():
+        case UserError() | Stopped() | hermetic.UndeclaredAccess():
             text = str(error)
         case MemoryError() | OSError(errno=errno.ENOMEM):
             text = OUT_OF_MEMORY

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from stages.plumbing import hermetic
+import hermetic
 from stages.plumbing.errors import UserError
 
 FILE = "params.yaml"
@@ -96,7 +96,7 @@ def load(section: type[S]) -> S:
 
     Raises UserError, naming the key and what is allowed, if the file is missing, no
     YAML or not UTF-8, or if a key is unknown, missing, ill-typed or out of range.
-    Raises hermetic.Undeclared if the stage does not declare the section.
+    Raises hermetic.UndeclaredAccess if the stage does not declare the section.
     """
     return check(section, read(section.__name__.lower()))
 

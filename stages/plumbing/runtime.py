@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from stages.plumbing import hermetic
+import hermetic
 from stages.plumbing.errors import Stopped, UserError, one_line
 
 LOCK = "requirements.txt"
@@ -55,7 +55,7 @@ def start(stage: str) -> None:
     """Pin the environment, and hold this process to what dvc.yaml declares.
 
     Raises UserError if an installed package differs from the lock, and
-    hermetic.Undeclared if dvc.yaml has no such stage.
+    hermetic.UndeclaredAccess if dvc.yaml has no such stage.
     """
     explain_errors(stage)
     for name in [name for name in os.environ if name.startswith(DROPPED)]:

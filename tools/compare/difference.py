@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.model import metrics
+from stages.evaluation import metrics
 from stages.plumbing.progress import progress
 from tools.compare.revision import Floats, Integers, Side
 

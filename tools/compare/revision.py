@@ -18,11 +18,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from stages.model import linear
-from stages.model.linear import Linear
+from stages.evaluation import outputs
+from stages.evaluation.model_file import Linear
 from stages.plumbing import artifacts, npz, parameters, runtime
 from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic import values
+from hermetic import values
 from stages.plumbing.progress import progress
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def read_arrays(
     """Return the model of a revision, its validation images and their labels."""
     os.makedirs(runtime.SCRATCH, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=runtime.SCRATCH) as folder:
-        with reading(fs, rev, artifacts.LINEAR):
-            model = Linear.load(find_file(fs, artifacts.LINEAR, folder))
+        with reading(fs, rev, artifacts.MODEL):
+            model = Linear.load(find_file(fs, artifacts.MODEL, folder))
         dtypes = {"valid_images": "uint8", "valid_labels": "uint8", "classes": "str"}
         with reading(fs, rev, artifacts.TENSORS):
             file = find_file(fs, artifacts.TENSORS, folder)
@@ -146,7 +146,7 @@ def read_arrays(
     images, labels, classes = arrays.values()
     if (model.classes, model.image_size) != (classes.tolist(), images.shape[1:]):
         raise UserError(
-            f"{artifacts.LINEAR} of {rev} is not for its {artifacts.TENSORS}: check it "
+            f"{artifacts.MODEL} of {rev} is not for its {artifacts.TENSORS}: check it "
             "out, run dvc repro and commit"
         )
     return model, images, labels

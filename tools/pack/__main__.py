@@ -14,8 +14,8 @@ from pathlib import Path
 
 from stages.plumbing import parameters, runtime
 from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic import temporary
-from stages.plumbing.hermetic.values import parse_yaml
+from hermetic import temporary
+from hermetic.values import parse_yaml
 from stages.plumbing.parameters import MAX_CLASSES, MAX_SIDE, MIN_CLASSES
 from tools.image_files import LeftOut, escape, walk
 from tools.pack import table

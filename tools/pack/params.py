@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 
 from stages.images.names import natural_order
-from stages.model.linear import outputs_of
+from stages.evaluation.model_file import outputs_of
 from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic.values import find, parse_yaml
+from hermetic.values import find, parse_yaml
 from tools.pack.place import Packed
 
 MAX_SIDE = 64

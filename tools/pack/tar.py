@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 from stages.images.archive import MAX_TOTAL
 from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic import temporary
+from hermetic import temporary
 from stages.plumbing.progress import progress
 from tools.pack.place import Packed
 

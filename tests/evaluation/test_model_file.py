@@ -9,11 +9,11 @@ import pytest
 from scipy.special import expit, softmax  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
-from stages.model import linear
-from stages.model.linear import Linear
+from stages.evaluation import outputs
+from stages.evaluation.model_file import Linear
 from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Decoding
+from stages.plumbing.tensors import Decoding
 from stages.train import LOSSES
 
 EXTREME = [-1e300, -1e4, -746.0, -1.0, -1e-300, 0.0, 1e-300, 1.0, 746.0, 1e4, 1e300]
@@ -173,7 +173,7 @@ def model(classes: int, outputs: str) -> Linear:
 def path(tmp_path, monkeypatch):
     """The path of a model in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return artifacts.LINEAR
+    return artifacts.MODEL
 
 
 @pytest.mark.parametrize(("outputs", "count"), MEANINGS)
@@ -196,14 +196,14 @@ def test_a_model_is_read_as_it_was_written(path, outputs, count):
         {"image_size": np.array([4, 5])},
         {"image_size": np.array([24])},
         {"bias": np.zeros(2, np.float32)},
-        {"decoding": npz.format_decoding(Decoding((6, 4), False, None))},
+        {"decoding": tensors.format_decoding(Decoding((6, 4), False, None))},
         {"decoding": np.array("{}")},
         {"decoding": np.array("resized")},
     ],
 )
 def test_a_model_whose_arrays_do_not_fit_together_is_refused(path, changes):
     artifacts.publish({path: model(2, "sigmoid").to_arrays() | changes})
-    with pytest.raises(UserError, match=r"models/linear.npz is damaged \(.*run dvc re"):
+    with pytest.raises(UserError, match=r"models/model.npz is damaged \(.*run dvc re"):
         Linear.load(path)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from stages.images import names
 from stages.plumbing.errors import UserError
-from stages.plumbing.hermetic.values import parse_yaml
+from hermetic.values import parse_yaml
 from tests.conftest import ROOT, copy, run, succeed
 from tools.pack.folder import find_splits
 from tools.pack.look import look_at

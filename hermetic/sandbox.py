@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from . import landlock
-from .declaration import Contents, Declaration, Undeclared, absolute, covering
+from .declaration import Contents, Declaration, UndeclaredAccess, absolute, covering
 from .landlock import READ, REMOVE_FOLDER, WRITE
 
 SYSTEM = [
@@ -140,7 +140,7 @@ class Hold:
                         state = (found.st_ino, found.st_size, found.st_mtime_ns)
                         yield entry.path, state
 
-    def stray(self) -> Undeclared | None:
+    def stray(self) -> UndeclaredAccess | None:
         """Return what was written or removed in a folder of outs and is no out."""
         if not self.is_on:
             return None
@@ -153,13 +153,13 @@ class Hold:
             os.path.relpath(p, self._declared.base) for p in changed
         )
         more = f" and {len(others)} more" if others else ""
-        return Undeclared(
+        return UndeclaredAccess(
             f"stage {self._declared.stage} writes {first}{more}, which dvc.yaml does "
             f'not declare: add "- {first}" to its outs, or run it again if '
             "somebody else changed that meanwhile"
         )
 
-    def explain(self, error: BaseException) -> Undeclared | None:
+    def explain(self, error: BaseException) -> UndeclaredAccess | None:
         """Return what the kernel may have denied, if that can have led to an error."""
         errors = list(_chain(error))
         if not self.is_on or not any(map(_may_be_denial, errors)):
@@ -168,10 +168,10 @@ class Hold:
         names = [name for cause in errors for name in _names(cause)]
         for name in names:
             if deed := self._denied(absolute(name, self._declared.base)):
-                return Undeclared(f"stage {stage} {deed}")
+                return UndeclaredAccess(f"stage {stage} {deed}")
         if names:
             return None
-        return Undeclared(
+        return UndeclaredAccess(
             f"stage {stage} and the programs it starts can use only what dvc.yaml "
             "declares: if they were denied a file, add it to its deps or outs"
         )
@@ -219,7 +219,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _may_be_denial(error: BaseException) -> bool:
     """Tell whether a file or a program failed, maybe since the kernel denied a file."""
-    is_refusal = isinstance(error, Undeclared)  # the audit hook has told it
+    is_refusal = isinstance(error, UndeclaredAccess)  # the audit hook has told it
     has_failed = isinstance(error, PermissionError) or hasattr(error, "returncode")
     return not is_refusal and (has_failed or bool(DENIED.search(str(error))))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stages.plumbing import runtime
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Split
+from stages.plumbing.tensors import Split
 
 START_TIMEOUT = 60
 HEARTBEAT_TIMEOUT = 10

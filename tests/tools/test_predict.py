@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.model.linear import BLOCK_PIXELS, CLASS_OUTPUTS, PAIR_OUTPUTS, Linear
+from stages.evaluation.model_file import BLOCK_PIXELS, CLASS_OUTPUTS, PAIR_OUTPUTS, Linear
 from stages.plumbing import npz
-from stages.plumbing.npz import Decoding
+from stages.plumbing.tensors import Decoding
 from tests.conftest import AUTHOR, ROOT, edit, environment, home, run, succeed
 
 NO_MODEL = "is no model, or damaged: get it again, or name another model"
@@ -295,7 +295,7 @@ def test_the_advice_for_an_image_of_another_size_works(clone, digit):
     )
     assert done.stderr == f"predict: {large}: {size}: {advice}\n"
     assert done.returncode == 1
-    shutil.copy(clone / "models/linear.npz", elsewhere := clone.parent / "model.npz")
+    shutil.copy(clone / "models/model.npz", elsewhere := clone.parent / "model.npz")
     other = run(clone, *COMMAND, "--model", str(elsewhere), str(digit), str(large))
     advice = "resize it, or train the model with data.size: [28, 28]"
     assert other.stderr == f"predict: {large}: {size}: {advice}\n"
@@ -332,7 +332,7 @@ def test_a_model_file_alone_is_enough(clone, digit):
         shutil.rmtree(clone / folder)
     os.remove(clone / "models/baseline.npz")
     assert succeed(clone, *COMMAND, str(digit)) == before
-    os.rename(clone / "models/linear.npz", clone.parent / "other.npz")
+    os.rename(clone / "models/model.npz", clone.parent / "other.npz")
     assert succeed(clone, *COMMAND, "--model", "../other.npz", str(digit)) == before
 
 
@@ -472,8 +472,8 @@ def test_a_file_that_is_no_image_is_refused_in_one_line(built, path, reason):
 
 
 def test_without_models_it_says_how_to_get_them(clone, digit):
-    os.remove(clone / "models/linear.npz")
-    missing = "predict: models/linear.npz is missing: run dvc repro\n"
+    os.remove(clone / "models/model.npz")
+    missing = "predict: models/model.npz is missing: run dvc repro\n"
     assert run(clone, *COMMAND, str(digit)).stderr == missing
 
 
@@ -511,7 +511,7 @@ def code(language: str) -> list[str]:
 def test_the_page_lists_the_arrays_with_their_types(built):
     table = re.findall(r"^\| `(\w+)` \| (\w+) \| \((.*?)\) \|", PAGE, re.MULTILINE)
     symbols = {"H·W": 784, "C": 1, "K": 2, "2": 2}
-    with np.load(built / "models/linear.npz") as file:
+    with np.load(built / "models/model.npz") as file:
         assert [name for name, _, _ in table] == file.files
         for name, dtype, shape in table:
             assert np.issubdtype(file[name].dtype, dtype)
@@ -572,7 +572,7 @@ def test_the_model_is_got_from_a_repository_as_the_page_says(clone, digit, tmp_p
         script = script.replace("REPO", f"'{clone}'")
         done = run(folder, "sh", "-e", "-c", script, **home(clone), **identity)
         assert done.returncode == 0, done.stderr
-    expected = (clone / "models/linear.npz").read_bytes()
+    expected = (clone / "models/model.npz").read_bytes()
     got = ["first.npz", "last.npz", "latest.npz", "linear.npz"]
     assert sorted(file.name for file in folder.iterdir()) == got
     assert all((folder / name).read_bytes() == expected for name in got)

@@ -13,7 +13,7 @@ ALWAYS_IGNORED = [".git/", ".git", ".hg/", ".dvc/"]
 """By DVC, whatever .dvcignore says."""
 
 
-class Undeclared(PermissionError):
+class UndeclaredAccess(PermissionError):
     """A stage touched what dvc.yaml does not declare for it.
 
     A PermissionError, since libraries know how to handle that one.
@@ -49,7 +49,7 @@ def declaration(
 
     The file is the one in `folder`, or in the nearest folder above it that has the
     stage. The stage is the one that DVC runs (DVC_STAGE), or else `stage`; None if
-    there is neither. Raises Undeclared for a stage that no dvc.yaml has. Templates
+    there is neither. Raises UndeclaredAccess for a stage that no dvc.yaml has. Templates
     (`${…}`, `foreach`, `matrix`) are left to DVC itself, which takes half a second.
     """
     name = os.environ.get("DVC_STAGE", "").rpartition(":")[2] or stage
@@ -61,7 +61,7 @@ def declaration(
             return declared
         if (above / ".dvc").is_dir():
             break
-    raise Undeclared(
+    raise UndeclaredAccess(
         f"stage {name} is in no dvc.yaml in or above {folder}: "
         "set its wdir in or below the folder of dvc.yaml"
     )

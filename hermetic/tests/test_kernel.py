@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.plumbing.hermetic import landlock
-from tests import test_hermetic
+from hermetic import landlock
+from hermetic.tests import test_hermetic
+from hermetic.tests.test_hermetic import probe, refused, start, under_dvc
 from tests.conftest import ROOT, edit, run
-from tests.test_hermetic import probe, refused, start, under_dvc
 
 project = test_hermetic.project
 pytestmark = pytest.mark.skipif(
@@ -401,7 +401,7 @@ def test_a_stage_passes_if_and_only_if_all_that_it_does_is_declared(
     (folder / "stage.py").write_text(STAGE)
     (folder / "params.yaml").write_text("{p: 1, q: {r: 2, s: 3, t: 4}}")
     (folder / ".git").mkdir()
-    shutil.copytree(ROOT / "stages/plumbing/hermetic", folder / "hermetic")
+    shutil.copytree(ROOT / "hermetic", folder / "hermetic")
     deps_and_code = [*deps, "hermetic", "stage.py"]
     items = {"cmd": "c", "deps": deps_and_code, "params": params, "outs": outs}
     (folder / "dvc.yaml").write_text(f"stages: {{s: {items}}}")

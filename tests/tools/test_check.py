@@ -11,7 +11,7 @@ import pytest
 from dvc.repo import Repo
 
 import tools.check
-from stages.model import linear
+from stages.evaluation import outputs
 from stages.plumbing.errors import UserError
 from tests.conftest import STAGES, contents, copy, edit, run, succeed
 

@@ -18,10 +18,10 @@ import pytest
 from stages import preprocess
 from stages.plumbing import workers
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Split
+from stages.plumbing.tensors import Split
 from stages.plumbing.parameters import Data, Splits
 from tests.conftest import ROOT, edit, environment, home
-from tests.test_archive import pack, png
+from tests.images.test_archive import pack, png
 
 PROCESSES = [1, 2, 3]
 GRACE = 2

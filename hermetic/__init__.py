@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from . import values
-from .declaration import Declaration, Undeclared, declaration
+from .declaration import Declaration, UndeclaredAccess, declaration
 from .guard import RECORD, WATCHED, Guard
-from .hold import Hold, temporary
+from .sandbox import Hold, temporary
 
 __all__ = [
     "Declaration",
     "Guard",
-    "Undeclared",
+    "UndeclaredAccess",
     "declaration",
     "enforce",
     "protection",
@@ -59,7 +59,7 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> Guard | None
     `allow` lists what else the stage may use, on the word of the pipeline's owner:
     files and folders to read and write (`~` is the home; a folder with a slash at its
     end is made if it is missing), and URLs, any of which allows the network. Raises
-    Undeclared if a module is imported already that is not declared and not installed,
+    UndeclaredAccess if a module is imported already that is not declared and not installed,
     and from then on for everything else. After a refusal of a module, or of anything
     inside the repository, nothing can be written, and the exit status is 1 even if the
     error was swallowed, by this process or by one that it started.
@@ -130,7 +130,7 @@ def _inherit(folder: str) -> Guard:
     return guard
 
 
-def refusal(error: BaseException | None = None) -> Undeclared | None:
+def refusal(error: BaseException | None = None) -> UndeclaredAccess | None:
     """Return the first refusal that is remembered; libraries may have wrapped it.
 
     Or else what the kernel may have denied, if that can have led to this error.
@@ -153,7 +153,7 @@ def _end() -> None:
     if _hold and os.getpid() == _owner and not raised and not told:
         told = _hold.stray()
     remove_temporary_files()
-    if told and not isinstance(raised, Undeclared):
+    if told and not isinstance(raised, UndeclaredAccess):
         sys.excepthook(type(told), told, None)
     if told and not raised:
         sys.stdout.flush()
@@ -173,7 +173,7 @@ def read_params(key: str = "", file: str = "params.yaml") -> Any:
     """Read a dotted key of a parameter file; outside a guarded stage, any key.
 
     Where a stage declares only some keys below this one, a mapping of these; without a
-    key, of all that it declares. Raises Undeclared if the stage declares none, KeyError
+    key, of all that it declares. Raises UndeclaredAccess if the stage declares none, KeyError
     if the file lacks it, and OSError, UnicodeDecodeError or what the format's parser
     raises if the file cannot be read.
     """

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
-from stages.model import linear
-from stages.model.linear import Linear
-from stages.plumbing.npz import Decoding
+from stages.evaluation import outputs
+from stages.evaluation.model_file import Linear
+from stages.plumbing.tensors import Decoding
 from tests.conftest import ROOT, commit, copy, edit, run, succeed
 from tests.test_make import Fakes, commands
 from tools.compare import difference, page, revision, text
@@ -401,7 +401,7 @@ def test_a_workspace_that_is_out_of_date_is_not_compared(clone: Path):
         "it out, run dvc repro and commit\n"
     )
     edit(clone / "params.yaml", "learning_rate: 0.1", "learning_rate: 0.2")
-    (clone / "models/linear.npz").unlink()
+    (clone / "models/model.npz").unlink()
     assert run(clone, *COMMAND, "HEAD~1").stderr == line
 
 
@@ -416,14 +416,14 @@ def test_a_file_that_the_cache_lacks_comes_from_the_remote_or_is_named(clone: Pa
     )
     done = run(clone, *COMMAND, "HEAD~1", "HEAD")
     assert done.stderr == (
-        "compare: models/linear.npz of HEAD~1 is neither in DVC's cache nor in a "
+        "compare: models/model.npz of HEAD~1 is neither in DVC's cache nor in a "
         "remote: run dvc fetch --all-commits, or check it out and run dvc repro\n"
     )
     assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_revision_without_the_file_or_with_another_format_is_named(clone: Path):
-    model = clone / "models/linear.npz"
+    model = clone / "models/model.npz"
     with np.load(model) as file:
         arrays = {name: file[name] for name in file.files if name != "decoding"}
     model.unlink()
@@ -432,7 +432,7 @@ def test_a_revision_without_the_file_or_with_another_format_is_named(clone: Path
     commit(clone)
     done = run(clone, *COMMAND, "HEAD", "HEAD~1")
     assert done.stderr.startswith(
-        "compare: models/linear.npz of HEAD is damaged or of another format ("
+        "compare: models/model.npz of HEAD is damaged or of another format ("
     )
     assert "decoding" in done.stderr
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from stages.plumbing.hermetic import landlock
+from hermetic import landlock
 from tests.conftest import ROOT, commit, edit, run, stages_run, succeed
 
-GUARD = ROOT / "stages/plumbing/hermetic"
+GUARD = ROOT / "hermetic"
 ENFORCE = "import hermetic; hermetic.enforce()\n"
 needs_landlock = pytest.mark.skipif(
     not landlock.version(), reason="this kernel has no Landlock"

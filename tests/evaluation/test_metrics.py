@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
-from stages.model import metrics
-from stages.model.metrics import classification_metrics
+from stages.evaluation import metrics
+from stages.evaluation.metrics import classification_metrics
 
 
 @st.composite

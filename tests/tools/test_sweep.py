@@ -56,7 +56,7 @@ def setting(experiment: dict[str, Any]) -> dict[str, Any]:
 
 
 def log_loss(experiment: dict[str, Any]) -> float:
-    return experiment["data"]["metrics"]["metrics/linear.json"]["data"]["log_loss"]
+    return experiment["data"]["metrics"]["metrics/model.json"]["data"]["log_loss"]
 
 
 def processes(folder: Path) -> Iterator[psutil.Process]:
@@ -135,7 +135,7 @@ def test_a_sweep_may_be_interrupted_and_ends_with_the_best_of_all_combinations(s
     succeed(swept, *apply.removeprefix("Apply it: ").split())
     params = yaml.safe_load((swept / "params.yaml").read_text("utf-8"))
     assert params["train"]["learning_rate"] == setting(made[best])["learning_rate"]
-    metrics = json.loads((swept / "metrics/linear.json").read_text("utf-8"))
+    metrics = json.loads((swept / "metrics/model.json").read_text("utf-8"))
     assert metrics["log_loss"] == log_loss(made[best])
     assert "up to date" in succeed(swept, "dvc", "status")
     succeed(swept, "git", "reset", "--quiet", "--hard")
@@ -152,13 +152,13 @@ def test_experiments_have_the_uncommitted_changes_and_a_failure_stops_no_other(
         '    if config.learning_rate == 1:\n        open("README.md").close()\n'
     )
     edit(swept / "stages/train.py", known, known + undeclared)
-    (swept / "stages/model/staged.py").write_text("", "utf-8")
-    succeed(swept, "git", "add", "stages/model/staged.py")
-    (swept / "stages/model/untracked.py").write_text("", "utf-8")
+    (swept / "stages/evaluation/staged.py").write_text("", "utf-8")
+    succeed(swept, "git", "add", "stages/evaluation/staged.py")
+    (swept / "stages/evaluation/untracked.py").write_text("", "utf-8")
     changes = succeed(swept, "git", "diff", "HEAD")
     done = run(swept, *SWEEP, *options(learning_rate="1,0.03", epochs="1"))
     assert succeed(swept, "git", "diff", "HEAD") == changes
-    (swept / "stages/model/untracked.py").unlink()
+    (swept / "stages/evaluation/untracked.py").unlink()
     succeed(swept, "git", "reset", "--quiet", "--hard")
 
     assert done.returncode == 1
@@ -170,10 +170,10 @@ def test_experiments_have_the_uncommitted_changes_and_a_failure_stops_no_other(
     (made,) = [e for name, e in experiments(swept).items() if name not in before]
     assert setting(made)["learning_rate"] == 0.03
     assert "your uncommitted changes" in done.stdout
-    assert "stages/model/untracked.py" in done.stdout
+    assert "stages/evaluation/untracked.py" in done.stdout
     files = succeed(swept, "git", "ls-tree", "-r", "--name-only", made["rev"])
-    assert "stages/model/staged.py" in files
-    assert "stages/model/untracked.py" not in files
+    assert "stages/evaluation/staged.py" in files
+    assert "stages/evaluation/untracked.py" not in files
     train = succeed(swept, "git", "show", f"{made['rev']}:stages/train.py")
     assert undeclared in train
 

@@ -17,7 +17,7 @@ import pytest
 
 from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError, one_line
-from stages.plumbing.npz import Decoding
+from stages.plumbing.tensors import Decoding
 
 ROOT = Path(__file__).parents[1]
 DECODING = Decoding(size=(2, 3), grayscale=True, background=255)
@@ -28,15 +28,15 @@ TENSORS: dict[str, Any] = {
     "valid_labels": np.array([0, 1], np.uint8),
     "classes": np.array(["drei ③", "семь"]),
     "valid_in_train": np.array([1, 0], np.uint8),
-    "decoding": npz.format_decoding(DECODING),
+    "decoding": tensors.format_decoding(DECODING),
 }
 RECALL = {"recall": dict.fromkeys(TENSORS["classes"].tolist(), 0.5)}
 OUTPUTS: dict[str, Any] = {
-    "models/linear.npz": {
+    "models/model.npz": {
         "weights": np.arange(6, dtype=np.float32),
         "bias": np.zeros(1, np.float32),
     },
-    "metrics/linear.json": {"accuracy": 2 / 3, "recall": {"ß": 1.0}},
+    "metrics/model.json": {"accuracy": 2 / 3, "recall": {"ß": 1.0}},
     "metrics/history.csv": [{"epoch": 0, "loss": 1 / 3}, {"epoch": 1, "loss": 0.25}],
     "metrics/report.html": "<p>größer</p>",
     "metrics/means.png": b"\x89PNG",
@@ -80,7 +80,7 @@ def test_the_suffix_of_an_output_decides_its_format(tmp_path):
     assert files["metrics/means.png"] == b"\x89PNG"
     assert files["metrics/report.html"].decode() == "<p>größer</p>"
     assert files["metrics/history.csv"] == b"epoch,loss\n0,0.333333\n1,0.25\n"
-    assert json.loads(files["metrics/linear.json"]) == METRICS_READ
+    assert json.loads(files["metrics/model.json"]) == METRICS_READ
 
 
 BROKEN = [
@@ -110,8 +110,8 @@ def test_a_failure_midway_leaves_the_old_files_and_no_temporary(
         artifacts.publish(OUTPUTS)
     before = contents()
     changed = {
-        "models/linear.npz": {"weights": np.ones(6)},
-        "metrics/linear.json": {"accuracy": 0.0},
+        "models/model.npz": {"weights": np.ones(6)},
+        "metrics/model.json": {"accuracy": 0.0},
     }
     with pytest.raises((error, TypeError)):
         artifacts.publish({**changed, broken: Broken()})
@@ -121,7 +121,7 @@ def test_a_failure_midway_leaves_the_old_files_and_no_temporary(
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_json_that_others_cannot_read_is_not_written(value):
     with pytest.raises(ValueError, match="JSON"):
-        artifacts.publish({"metrics/linear.json": {"accuracy": value}})
+        artifacts.publish({"metrics/model.json": {"accuracy": value}})
     assert contents() == {}
 
 
@@ -154,8 +154,8 @@ def test_an_npz_has_nothing_that_depends_on_the_version_of_python_or_on_the_syst
 
 PUBLISH = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from tests.test_artifacts import RECALL, TENSORS, artifacts
-artifacts.publish({{artifacts.TENSORS: TENSORS, "metrics/linear.json": RECALL}})
+from tests.plumbing.test_artifacts import RECALL, TENSORS, artifacts
+artifacts.publish({{artifacts.TENSORS: TENSORS, "metrics/model.json": RECALL}})
 """
 
 
@@ -165,7 +165,7 @@ artifacts.publish({{artifacts.TENSORS: TENSORS, "metrics/linear.json": RECALL}})
 def test_the_same_content_makes_the_same_bytes_in_another_environment(
     tmp_path, monkeypatch, seed, zone
 ):
-    artifacts.publish({artifacts.TENSORS: TENSORS, "metrics/linear.json": RECALL})
+    artifacts.publish({artifacts.TENSORS: TENSORS, "metrics/model.json": RECALL})
     before = contents()
     folder = tmp_path / seed
     folder.mkdir()
@@ -191,19 +191,19 @@ def test_the_same_content_makes_the_same_bytes_in_another_environment(
 )
 def test_floats_and_only_floats_are_rounded_to_six_decimals(value, text):
     outputs = {
-        "metrics/linear.json": {"outer": {"x": value}},
+        "metrics/model.json": {"outer": {"x": value}},
         "metrics/history.csv": [{"x": value}],
     }
     artifacts.publish(outputs)
-    assert f'"x": {text}\n' in Path("metrics/linear.json").read_text()
+    assert f'"x": {text}\n' in Path("metrics/model.json").read_text()
     assert Path("metrics/history.csv").read_text() == f"x\n{text.strip(chr(34))}\n"
 
 
 def test_tensors_are_read_as_they_were_written_with_any_class_names():
     publish_tensors()
-    loaded = npz.load_tensors()
+    loaded = tensors.load_tensors()
     for split in ("train", "valid"):
-        for field in npz.Split._fields:
+        for field in tensors.Split._fields:
             array = getattr(getattr(loaded, split), field)
             np.testing.assert_array_equal(array, TENSORS[f"{split}_{field}"])
             assert array.dtype == TENSORS[f"{split}_{field}"].dtype
@@ -214,7 +214,7 @@ def test_tensors_are_read_as_they_were_written_with_any_class_names():
 
 def test_json_and_csv_are_read_as_they_were_written():
     artifacts.publish(OUTPUTS)
-    assert artifacts.load_json("metrics/linear.json") == METRICS_READ
+    assert artifacts.load_json("metrics/model.json") == METRICS_READ
     assert artifacts.load_csv("metrics/history.csv") == HISTORY_READ
 
 
@@ -226,7 +226,7 @@ def test_objects_are_neither_written_nor_read():
     assert contents() == {}
     np.savez(artifacts.TENSORS, allow_pickle=True, **TENSORS | {"classes": classes})
     damaged = "data/tensors.npz is damaged (Object arrays cannot be loaded"
-    assert damaged in error_line(npz.load_tensors)
+    assert damaged in error_line(tensors.load_tensors)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_objects_are_neither_written_nor_read():
 )
 def test_tensors_of_other_types_or_shapes_are_refused(name, array, reason):
     publish_tensors(**{name: array})
-    line = error_line(npz.load_tensors)
+    line = error_line(tensors.load_tensors)
     assert line.startswith("data/tensors.npz is damaged")
     assert reason in line
     assert line.endswith("delete it and run dvc repro")
@@ -264,11 +264,11 @@ def test_tensors_of_other_types_or_shapes_are_refused(name, array, reason):
 
 def test_a_missing_array_and_a_missing_file_are_named():
     missing = "data/tensors.npz is missing: run dvc repro"
-    assert error_line(npz.load_tensors) == missing
-    artifacts.publish({artifacts.LINEAR: {"weights": np.zeros(1, np.float32)}})
+    assert error_line(tensors.load_tensors) == missing
+    artifacts.publish({artifacts.MODEL: {"weights": np.zeros(1, np.float32)}})
     dtypes = {"weights": "float32", "bias": "float32"}
-    line = error_line(npz.load_arrays, artifacts.LINEAR, dtypes)
-    assert "models/linear.npz is damaged" in line
+    line = error_line(npz.load_arrays, artifacts.MODEL, dtypes)
+    assert "models/model.npz is damaged" in line
     assert "bias" in line
 
 
@@ -278,14 +278,14 @@ def test_a_missing_array_and_a_missing_file_are_named():
 def test_a_file_that_is_no_npz_is_refused(content):
     os.makedirs("data")
     Path(artifacts.TENSORS).write_bytes(content)
-    assert "data/tensors.npz is damaged" in error_line(npz.load_tensors)
+    assert "data/tensors.npz is damaged" in error_line(tensors.load_tensors)
 
 
 def test_an_npy_file_is_refused():
     os.makedirs("data")
     with open(artifacts.TENSORS, "wb") as file:
         np.save(file, np.zeros(3, np.uint8))
-    assert "data/tensors.npz is damaged" in error_line(npz.load_tensors)
+    assert "data/tensors.npz is damaged" in error_line(tensors.load_tensors)
 
 
 def test_every_truncation_is_refused():
@@ -294,7 +294,7 @@ def test_every_truncation_is_refused():
     whole = path.read_bytes()
     for percent in range(0, 100, 5):
         path.write_bytes(whole[: len(whole) * percent // 100])
-        assert "data/tensors.npz is damaged" in error_line(npz.load_tensors)
+        assert "data/tensors.npz is damaged" in error_line(tensors.load_tensors)
 
 
 def test_flipped_bits_never_change_a_pixel_or_end_in_another_error():
@@ -306,7 +306,7 @@ def test_flipped_bits_never_change_a_pixel_or_end_in_another_error():
         damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
         with suppress(UserError):
-            images = npz.load_tensors().train.images
+            images = tensors.load_tensors().train.images
             np.testing.assert_array_equal(images, TENSORS["train_images"])
 
 

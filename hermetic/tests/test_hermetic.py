@@ -17,9 +17,10 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from stages.plumbing import hermetic, runtime
+import hermetic
+from hermetic.declaration import Contents, Declaration
+from stages.plumbing import runtime
 from stages.plumbing.errors import one_line
-from stages.plumbing.hermetic.declaration import Contents, Declaration
 from tests.conftest import ROOT, STAGES, commit, contents, edit, run, succeed
 
 FILES = {
@@ -50,7 +51,8 @@ stages:
 PROBE = """
 import importlib, io, multiprocessing, os, pathlib, shutil, socket, subprocess
 import sys, tempfile, threading
-from stages.plumbing import hermetic, runtime
+import hermetic
+from stages.plumbing import runtime
 
 {at_import}
 
@@ -93,7 +95,7 @@ def start(
 
 HOOK_ALONE = """
 import sys
-from stages.plumbing.hermetic import landlock
+from hermetic import landlock
 landlock.version = lambda: 0
 from stages.__main__ import main
 sys.argv[1:] = ["probe"]
@@ -407,7 +409,8 @@ def test_a_stage_that_dvc_yaml_does_not_name_is_refused(project, name, variables
 
 def test_a_process_that_names_no_stage_is_left_alone(project):
     program = """
-from stages.plumbing import hermetic, runtime
+import hermetic
+from stages.plumbing import runtime
 assert hermetic.enforce() is None
 print(open("data/other").read())
 """
@@ -613,7 +616,7 @@ def test_what_is_ignored_is_what_dvc_ignores(tmp_path):
 def test_what_is_mounted_or_shared_is_not_the_systems(guard, path):
     for system in ("/etc/hosts", "/usr/share/zoneinfo/UTC", "/proc/cpuinfo"):
         guard.check_read(system)
-    with pytest.raises(hermetic.Undeclared, match="outside the repository"):
+    with pytest.raises(hermetic.UndeclaredAccess, match="outside the repository"):
         guard.check_read(path)
 
 
@@ -652,7 +655,7 @@ def test_only_folders_of_the_environment_have_modules(guard, folder, name):
     assert sys.prefix != sys.base_prefix, "run the tests in a virtual environment"
     for module in (f"{STDLIB}/wave.py", f"{PACKAGES}/{name}"):
         guard.check_read(module)
-    with pytest.raises(hermetic.Undeclared, match=r"imports .*/optax"):
+    with pytest.raises(hermetic.UndeclaredAccess, match=r"imports .*/optax"):
         guard.check_read(f"{folder}/{name}")
 
 
@@ -670,7 +673,7 @@ def test_modules_of_the_system_may_be_links(tmp_path, temporary, monkeypatch):
     guard = hermetic.Guard(declared, temporary)
     for name in ("stdlib/sitecustomize.py", "platlib/a.py", "purelib/a.py"):
         guard.check_read(f"{tmp_path}/{name}")
-    with pytest.raises(hermetic.Undeclared, match="imports"):
+    with pytest.raises(hermetic.UndeclaredAccess, match="imports"):
         guard.check_read(f"{tmp_path}/etc/sitecustomize.py")
 
 
@@ -682,13 +685,13 @@ def test_a_repository_in_the_folder_of_the_environment_is_guarded(
     root = str(tmp_path / "root")
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path / prefix))
     declared = hermetic.Declaration("s", root, root, *[frozenset()] * 3)
-    with pytest.raises(hermetic.Undeclared, match="reads data/other"):
+    with pytest.raises(hermetic.UndeclaredAccess, match="reads data/other"):
         hermetic.Guard(declared, temporary).check_read(f"{root}/data/other")
 
 
 def test_the_text_of_a_refusal_is_its_own_whatever_a_library_adds():
     """shutil.rmtree sets the name of the file."""
-    error = hermetic.Undeclared("stage s writes x: add it")
+    error = hermetic.UndeclaredAccess("stage s writes x: add it")
     error.filename = "x"
     assert str(error) == one_line(error) == "stage s writes x: add it"
 
@@ -842,7 +845,8 @@ def test_a_stage_declares_exactly_the_scripts_and_rooms_it_imports(stage):
 UNUSED = """
 import sys
 from stages.__main__ import main
-from stages.plumbing import hermetic, runtime
+import hermetic
+from stages.plumbing import runtime
 
 guards = []
 enforce = hermetic.enforce
@@ -904,5 +908,5 @@ def test_the_kernel_sees_no_file_that_the_guard_has_not_seen(lent, tmp_path, sta
         for name in seen
         if name == str(lent) or name.startswith(f"{lent}/")
     }
-    assert f"{lent}/stages/plumbing/hermetic/guard.py" in inside
+    assert f"{lent}/hermetic/guard.py" in inside
     assert {name for name in inside if not is_declared(name)} - own == set()

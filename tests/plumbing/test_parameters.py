@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from stages.plumbing import parameters
 from stages.plumbing.errors import UserError, one_line
-from stages.plumbing.hermetic import values
+from hermetic import values
 
 ROOT = Path(__file__).parents[1]
 PARAMS: dict[str, dict[str, Any]] = yaml.safe_load(

@@ -30,12 +30,12 @@ from sklearn.metrics import roc_curve
 
 from stages.baseline import distances
 from stages.images.decode import decode
-from stages.model import linear, metrics
-from stages.model.linear import Linear
+from stages.evaluation import linear, metrics
+from stages.evaluation.model_file import Linear
 from stages.page import charts, pictures, render
 from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
-from stages.plumbing.npz import Decoding
+from stages.plumbing.tensors import Decoding
 from tests.conftest import copy, succeed
 
 PLAIN = Decoding(size=None, grayscale=False, background=None)
@@ -292,7 +292,7 @@ def invent(
         "valid_labels": actual,
         "valid_in_train": np.ones(60, np.uint8),
         "classes": np.array(classes),
-        "decoding": npz.format_decoding(decoding),
+        "decoding": tensors.format_decoding(decoding),
     }
     baseline = {
         "means": means,
@@ -303,7 +303,7 @@ def invent(
     artifacts.publish(
         {
             str(folder / artifacts.BASELINE): baseline,
-            str(folder / artifacts.LINEAR): model.to_arrays(),
+            str(folder / artifacts.MODEL): model.to_arrays(),
         }
     )
     predicted = to_means.argmin(1)
@@ -420,7 +420,7 @@ def load(folder: Path) -> tuple[Any, Any, Any, Linear]:
         images, labels = tensors["valid_images"], tensors["valid_labels"]
     with np.load(folder / artifacts.BASELINE) as file:
         to_means = file["valid_distances"]
-    return images, labels, to_means, Linear.load(str(folder / artifacts.LINEAR))
+    return images, labels, to_means, Linear.load(str(folder / artifacts.MODEL))
 
 
 @needs_browser
@@ -829,7 +829,7 @@ def test_an_untouched_pad_shows_no_probabilities(built, browser):
 
 def test_page_agrees_with_the_metrics(built):
     page = (built / artifacts.REPORT).read_text("utf-8")
-    for name in (artifacts.BASELINE_METRICS, artifacts.LINEAR_METRICS):
+    for name in (artifacts.BASELINE_METRICS, artifacts.MODEL_METRICS):
         accuracy = json.loads((built / name).read_text())["accuracy"]
         assert f"<td>{100 * accuracy:.2f} %" in page
     _, actual, to_means, _ = load(built)

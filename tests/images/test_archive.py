@@ -31,7 +31,7 @@ from stages import preprocess
 from stages.images import archive, names
 from stages.images.tar import FILE, DamagedTar, TarReader
 from stages.plumbing.errors import UserError, one_line
-from stages.plumbing.npz import Decoding, Split
+from stages.plumbing.tensors import Decoding, Split
 from stages.plumbing.parameters import Data, Splits
 
 TARS: dict[str, Callable[[bytes], bytes]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.model import devices
+from stages.evaluation import devices
 from tests.conftest import (
     contents,
     copy,
@@ -50,7 +50,7 @@ def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def outputs(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / "models/linear.npz") as file:
+    with np.load(folder / "models/model.npz") as file:
         arrays = {name: file[name] for name in ("weights", "bias")}
     history = np.loadtxt(folder / "metrics/history.csv", delimiter=",", skiprows=1)
     return arrays | {"history": history}
@@ -98,7 +98,7 @@ def job_number() -> int:
 
 def test_eight_devices_train_the_same_model_as_one(short, clone):
     set_device_count(clone, 8)
-    (clone / "models/linear.npz").unlink()
+    (clone / "models/model.npz").unlink()
     baseline = clone / "metrics/baseline.json"
     baseline.unlink()
     for stage in ("baseline", "train"):
@@ -120,7 +120,7 @@ def test_two_processes_train_the_same_model_as_one_and_the_first_writes_it(
     short, clone
 ):
     """The second runs in a folder of its own, to show what it writes."""
-    (clone / "models/linear.npz").unlink()
+    (clone / "models/model.npz").unlink()
     second = copy(clone, clone.parent / "second")
     job = job_number()
     processes = [start(clone, 0, job), start(second, 1, job)]
@@ -128,7 +128,7 @@ def test_two_processes_train_the_same_model_as_one_and_the_first_writes_it(
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert_same(short, clone)
-    assert not (second / "models/linear.npz").exists()
+    assert not (second / "models/model.npz").exists()
 
 
 def test_a_process_reads_only_its_own_share_of_the_images(monkeypatch):
@@ -155,7 +155,7 @@ def test_a_process_that_dies_ends_the_other_with_a_line_and_without_output(
     begins = "        if epoch:  # 0"
     says_so = f'        epoch == 3 and print("training", flush=True)\n{begins}'
     edit(clone / "stages/train.py", begins, says_so)
-    (clone / "models/linear.npz").unlink()
+    (clone / "models/model.npz").unlink()
     job = job_number()
     processes = [start(clone, rank, job) for rank in range(2)]
     for process in processes:
@@ -171,19 +171,19 @@ def test_a_process_that_dies_ends_the_other_with_a_line_and_without_output(
     line = "train: another process of this job has ended: see its output"
     assert line in errors or "another task died" in errors
     processes[victim].communicate()
-    assert not (clone / "models/linear.npz").exists()
+    assert not (clone / "models/model.npz").exists()
     assert not list(clone.glob("*/.*.tmp"))
 
 
 def test_a_process_that_is_left_alone_says_so(clone):
-    file = clone / "stages/model/devices.py"
+    file = clone / "stages/evaluation/devices.py"
     edit(file, "START_TIMEOUT = 60", "START_TIMEOUT = 3")
-    (clone / "models/linear.npz").unlink()
+    (clone / "models/model.npz").unlink()
     process = start(clone, 1, job_number())
     _, errors = process.communicate(timeout=100)
     assert errors == "train: timed out after 3 s waiting for the other processes\n"
     assert process.returncode == 1
-    assert not (clone / "models/linear.npz").exists()
+    assert not (clone / "models/model.npz").exists()
 
 
 @pytest.mark.parametrize(

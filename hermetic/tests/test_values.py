@@ -14,7 +14,7 @@ from dvc.utils.serialize import parse_yaml as parse_by_dvc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.plumbing.hermetic import values
+from hermetic import values
 
 KEYS = st.sampled_from(["a", "b", "c-d", "é", "1", "yes", "<<", "'q'", '"a: b"'])
 SCALARS = st.sampled_from(

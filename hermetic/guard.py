@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 from . import values
-from .declaration import Contents, Declaration, Undeclared, absolute, covering
-from .hold import RECORD, SYSTEM, Hold, Places, temporary
+from .declaration import Contents, Declaration, UndeclaredAccess, absolute, covering
+from .sandbox import RECORD, SYSTEM, Hold, Places, temporary
 
 SHARED_MEMORY = "/dev/shm"  # in /dev, but what is there may be an earlier run's
 TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
@@ -135,7 +135,7 @@ class Guard:
             return mmap.mmap(file.fileno(), 4096)
 
     @property
-    def refusal(self) -> Undeclared | None:
+    def refusal(self) -> UndeclaredAccess | None:
         """The first undeclared path, key or module; then nothing may be written.
 
         Of this process, and of those that it has started.
@@ -143,10 +143,10 @@ class Guard:
         if not self._first_refusal[0]:
             return None
         text = self._first_refusal[:].rstrip(b"\0")
-        return Undeclared(text.decode("utf-8", "replace"))
+        return UndeclaredAccess(text.decode("utf-8", "replace"))
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Raise Undeclared if dvc.yaml does not declare what is about to happen."""
+        """Raise UndeclaredAccess if dvc.yaml does not declare what is about to happen."""
         if self.is_over:
             return
         if event == "open":
@@ -190,7 +190,7 @@ class Guard:
                 )
 
     def check_read(self, path: str, *, is_module: bool = False) -> None:
-        """Raise Undeclared unless the stage may read `path`, or import it."""
+        """Raise UndeclaredAccess unless the stage may read `path`, or import it."""
         is_module = is_module or path.endswith((".py", ".pyc"))
         if path in sys.path and os.path.isfile(path):  # a zip file of modules
             is_module = True
@@ -268,7 +268,7 @@ class Guard:
         self.check_read(folder)
 
     def check_write(self, path: str) -> None:
-        """Raise Undeclared unless the stage may write, rename or remove `path`."""
+        """Raise UndeclaredAccess unless the stage may write, rename or remove `path`."""
         path, outs = absolute(path), self.declared.outs
         folder, name = os.path.split(path)
         if "__pycache__" in (name, os.path.basename(folder)):
@@ -293,7 +293,7 @@ class Guard:
         path = absolute(file)
         keys = {k for declared_in, k in self.declared.params if declared_in == path}
 
-        def refuse(key: str) -> Undeclared:
+        def refuse(key: str) -> UndeclaredAccess:
             name = self._relative(path)
             line = f"{name}: [{key}]" if key else f"{name}:"
             if key and name == "params.yaml":
@@ -345,13 +345,13 @@ class Guard:
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.declared.base)
 
-    def _undeclared(self, deed: str, what: str, remedy: str) -> Undeclared:
+    def _undeclared(self, deed: str, what: str, remedy: str) -> UndeclaredAccess:
         if os.path.isabs(what):
             what = self._relative(what)
         deed = f"{deed} {what}, which dvc.yaml does not declare"
         return self._remember(deed, remedy.format(what))
 
-    def _remember(self, deed: str, remedy: str) -> Undeclared:
+    def _remember(self, deed: str, remedy: str) -> UndeclaredAccess:
         error = self._refuse(deed, remedy)
         # So that a stage that swallows the error still writes nothing. The first one
         # is the cause; others may follow from it.
@@ -360,8 +360,8 @@ class Guard:
             self._first_refusal[: len(text)] = text
         return error
 
-    def _refuse(self, deed: str, remedy: str) -> Undeclared:
-        return Undeclared(f"stage {self.declared.stage} {deed}: {remedy}")
+    def _refuse(self, deed: str, remedy: str) -> UndeclaredAccess:
+        return UndeclaredAccess(f"stage {self.declared.stage} {deed}: {remedy}")
 
 
 def _callers() -> Iterator[FrameType]:

@@ -1,0 +1,88 @@
+"""The content of data/tensors.npz, and how image files became its pixels."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.plumbing import npz
+from stages.plumbing.artifacts import TENSORS
+from stages.plumbing.errors import damaged
+
+
+class Split(NamedTuple):
+    """The images and labels of one split."""
+
+    images: NDArray[np.uint8]
+    """(N, H, W), memory-mapped: read from disk on access."""
+    labels: NDArray[np.uint8]
+    """(N,), indices into the classes."""
+
+
+class Decoding(NamedTuple):
+    """How image files became pixels: the arguments of images.decode."""
+
+    size: tuple[int, int] | None
+    grayscale: bool
+    background: int | None
+
+
+class Tensors(NamedTuple):
+    """The content of data/tensors.npz."""
+
+    train: Split
+    valid: Split
+    classes: list[str]
+    valid_in_train: NDArray[np.bool_]
+    """(N,), which validation images are among the training images, too."""
+    decoding: Decoding
+
+
+def load_tensors(*, verify: bool = True) -> Tensors:
+    """Load the tensors; raise UserError if the file is damaged or inconsistent.
+
+    With `verify=False` the images are not read to check them.
+    """
+    images, labels = ("train_images", "valid_images"), ("train_labels", "valid_labels")
+    dtypes = dict.fromkeys((*images, *labels, "valid_in_train"), "uint8")
+    dtypes |= {"classes": "str", "decoding": "str"}
+    arrays = npz.load_arrays(TENSORS, dtypes, mapped=images, verify=verify)
+    train, valid = (
+        Split(arrays[i], arrays[j]) for i, j in zip(images, labels, strict=True)
+    )
+    tensors = Tensors(
+        train,
+        valid,
+        classes=arrays["classes"].tolist(),
+        valid_in_train=arrays["valid_in_train"].astype(bool),
+        decoding=parse_decoding(TENSORS, arrays["decoding"]),
+    )
+    for split in (train, valid):
+        fits = (
+            split.images.ndim == 3
+            and split.images.size
+            and split.images.shape[1:] == train.images.shape[1:]
+            and split.labels.shape == split.images.shape[:1]
+            and split.labels.max() < len(tensors.classes)
+        )
+        if not fits:
+            raise damaged(TENSORS, "its shapes or labels do not fit together")
+    if tensors.valid_in_train.shape != valid.labels.shape:
+        raise damaged(TENSORS, "valid_in_train does not fit the validation images")
+    return tensors
+
+
+def format_decoding(decoding: Decoding) -> NDArray[np.str_]:
+    """Return a decoding as JSON, to be stored in an npz file."""
+    return np.array(json.dumps(decoding._asdict()))
+
+
+def parse_decoding(path: str, array: NDArray[np.str_]) -> Decoding:
+    """Parse what `format_decoding` made; raise UserError if it is damaged."""
+    try:
+        fields = json.loads(str(array))
+        size = fields.pop("size")
+        return Decoding(size=tuple(size) if size else None, **fields)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise damaged(path, f"decoding: {error}") from None
