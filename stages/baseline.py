@@ -50,12 +50,8 @@ def main() -> None:
     distance = parameters.load(parameters.Baseline).distance
     train, valid, classes, *_ = tensors.load_tensors()
     means = mean_images(train, len(classes))
-    to_means = np.concatenate(
-        [
-            np.asarray(distances(images, means, distance))[:n]
-            for images, _, n in devices.Blocks(valid)
-        ]
-    )
+    blocks = [distances(images, means, distance) for images, _ in devices.Blocks(valid)]
+    to_means = np.concatenate(blocks)
     # For a pair, the score is higher the closer an image is to the first class.
     scores = to_means[:, 1] - to_means[:, 0] if len(classes) == 2 else None
     predicted = to_means.argmin(1)

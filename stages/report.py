@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluation import metrics, model_file, outputs
-from stages.evaluation.model_file import Linear
+from stages import model
+from stages.evaluation import metrics, outputs
+from stages.evaluation.model_file import TrainedModel
 from stages.page import pictures
 from stages.page.charts import Curves
 from stages.page.render import Predictions, Results, render
@@ -40,13 +41,13 @@ Floats = NDArray[np.float64]
 
 
 class Probabilities(NamedTuple):
-    """What is kept of the probabilities (N, K) of N images."""
+    """The probabilities of N images that the report needs."""
 
-    first: Floats
+    p_first: Floats
     """(N,), of the first class."""
-    predicted: Floats
+    p_predicted: Floats
     """(N,), of the predicted class."""
-    actual: Floats
+    p_actual: Floats
     """(N,), of the actual class."""
 
 
@@ -72,59 +73,69 @@ def predict_baseline(to_means: NDArray[np.float32]) -> Predictions:
     return Predictions(labels, to_means[:, 1] - to_means[:, 0])
 
 
-def predict_linear(valid: Split, model: Linear) -> tuple[Predictions, Probabilities]:
+def predict_trained(
+    valid: Split, trained: TrainedModel
+) -> tuple[Predictions, Probabilities]:
     """Predict the classes of N images, ranked by logit, and three probabilities."""
     count = len(valid.images)
     labels, ranking = np.empty(count, np.int64), np.empty(count)
-    kept = Probabilities(*np.empty((len(Probabilities._fields), count)))
+    p = Probabilities(*np.empty((len(Probabilities._fields), count)))
     for start in range(0, count, BLOCK):
         block = slice(start, start + BLOCK)
-        logits = model_file.logits(valid.images[block], model.weights, model.bias)
-        probabilities = outputs.probabilities(logits, model.outputs)
+        logits = trained.logits(valid.images[block])
+        probabilities = outputs.probabilities(logits, trained.outputs)
         rows = np.arange(len(logits))
-        labels[block] = outputs.predicted_labels(logits, model.outputs)
+        labels[block] = outputs.predicted_labels(logits, trained.outputs)
         ranking[block] = logits[:, 0]
-        kept.first[block] = probabilities[:, 0]
-        kept.predicted[block] = probabilities[rows, labels[block]]
-        kept.actual[block] = probabilities[rows, valid.labels[block]]
-    return Predictions(labels, ranking), kept
+        p.p_first[block] = probabilities[:, 0]
+        p.p_predicted[block] = probabilities[rows, labels[block]]
+        p.p_actual[block] = probabilities[rows, valid.labels[block]]
+    return Predictions(labels, ranking), p
 
 
 def prediction_rows(
     indices: Iterable[int],
-    actual: NDArray,
-    predicted: NDArray,
-    scores: NDArray,
+    valid: Split,
+    predicted: NDArray[np.integer],
+    p: Probabilities,
     classes: list[str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each index: both classes of the validation image, its score."""
+    """Yield a row of metrics/predictions.csv for each index of a validation image."""
     for i in indices:
         yield {
-            "split": "valid",
             "index": i,
-            "actual": classes[actual[i]],
+            "digest": digest_image(valid.images[i]),
+            "actual": classes[valid.labels[i]],
             "predicted": classes[predicted[i]],
-            "score": scores[i],
+            # As text, since six decimals would be too few for a small one.
+            "p_predicted": f"{p.p_predicted[i]:.6g}",
+            "p_actual": f"{p.p_actual[i]:.6g}",
         }
 
 
+def digest_image(image: NDArray[np.uint8]) -> str:
+    """Return a digest of the shape and the pixels of an image, the same anywhere."""
+    content = f"{image.shape}".encode() + image.tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def most_confident_mistakes(
-    actual: NDArray, predicted: NDArray, scores: NDArray, count: int
+    actual: NDArray, predicted: NDArray, p_predicted: Floats, count: int
 ) -> NDArray[np.intp]:
     """Return the indices of at most `count` mistakes, the most confident first."""
     wrong = np.flatnonzero(actual != predicted)
-    return wrong[np.argsort(-scores[wrong], kind="stable")][:count]
+    return wrong[np.argsort(-p_predicted[wrong], kind="stable")][:count]
 
 
 def pair_curves(
-    actual: NDArray, predictions: Mapping[str, Predictions], first: Floats
+    actual: NDArray, predictions: Mapping[str, Predictions], p_first: Floats
 ) -> Curves:
     """Compute the ROC curve of each model, and the calibration of the linear one.
 
-    `first` (N,) are its probabilities of the first class.
+    `p_first` (N,) are its probabilities of the first class.
     """
     positive = actual == 0
-    probability, hits, totals = metrics.calibration(first, positive)
+    probability, hits, totals = metrics.calibration(p_first, positive)
     intervals = [
         metrics.wilson(int(hit), int(total))
         for hit, total in zip(hits, totals, strict=True)
@@ -174,29 +185,32 @@ def galleries(results: Results) -> dict[str, bytes]:
 
 def main() -> None:
     """Write the linear model's metrics and predictions, the galleries and the page."""
+    sections = [*SECTIONS, parameters.settings(model.init)]
     params: dict[str, Any] = {
-        section.__name__.lower(): parameters.load(section) for section in SECTIONS
+        section.__name__.lower(): parameters.load(section) for section in sections
     }
     _, valid, classes, valid_in_train, decoding = tensors.load_tensors()
     means, distance, to_means = load_baseline(len(valid.images))
-    model = Linear.load(artifacts.MODEL)
+    trained = TrainedModel.load(artifacts.MODEL)
     expected = (classes, means.shape[1:], decoding)
-    if (model.classes, model.image_size, model.decoding) != expected:
+    if (trained.classes, trained.image_size, trained.decoding) != expected:
         raise UserError(f"{artifacts.MODEL} was trained on other images: run dvc repro")
 
     actual = valid.labels
     pair = len(classes) == 2  # of classes, which alone has ROC curves
-    by_linear, probabilities = predict_linear(valid, model)
+    by_linear, p = predict_trained(valid, trained)
     predictions = {"baseline": predict_baseline(to_means), "linear": by_linear}
     correct = {name: p.labels == actual for name, p in predictions.items()}
-    columns = actual, by_linear.labels, probabilities.predicted
-    mistakes = most_confident_mistakes(*columns, params["report"].mistakes)
+    mistakes = most_confident_mistakes(
+        actual, by_linear.labels, p.p_predicted, params["report"].mistakes
+    )
+    columns = valid, by_linear.labels, p, classes
     measured = metrics.classification_metrics(
         actual,
         by_linear.labels,
         classes,
         by_linear.ranking if pair else None,
-        probabilities.actual,
+        p.p_actual,
     )
     results = Results(
         params=params,
@@ -205,10 +219,10 @@ def main() -> None:
         valid=valid,
         means=means,
         distance=distance,
-        weights=model.weights.T.reshape(-1, *model.image_size),
-        bias=model.bias,
-        outputs=model.outputs,
-        decoding=model.decoding,
+        weights=trained.params["weights"].T.reshape(-1, *trained.image_size),
+        bias=trained.params["bias"],
+        outputs=trained.outputs,
+        decoding=trained.decoding,
         predictions=predictions,
         distances=to_means[0],
         metrics={
@@ -226,18 +240,19 @@ def main() -> None:
             for name, right in correct.items()
             if not valid_in_train.all()
         },
-        curves=pair_curves(actual, predictions, probabilities.first) if pair else None,
+        curves=pair_curves(actual, predictions, p.p_first) if pair else None,
         history=artifacts.load_csv(artifacts.HISTORY),
         sensitivity=artifacts.load_json(artifacts.SENSITIVITY),
-        mistakes=list(prediction_rows(mistakes.tolist(), *columns, classes)),
+        mistakes=[
+            {**row, "p_predicted": float(row["p_predicted"])}
+            for row in prediction_rows(mistakes.tolist(), *columns)
+        ],
     )
 
     artifacts.publish(
         {
             artifacts.MODEL_METRICS: measured,
-            artifacts.PREDICTIONS: prediction_rows(
-                range(len(actual)), *columns, classes
-            ),
+            artifacts.PREDICTIONS: prediction_rows(range(len(actual)), *columns),
             **galleries(results),
             artifacts.REPORT: render(results),
         }

@@ -1,29 +1,26 @@
-"""Train a linear model by stochastic gradient descent: the lesson's second half."""
+"""Train the model by stochastic gradient descent: the lesson's second half."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 from jax import Array
 from numpy.typing import NDArray
 
-from stages.evaluation import model_file, outputs
+from stages import model
+from stages.evaluation.model_file import TrainedModel, pixel_weights
+from stages.evaluation.outputs import outputs_of, predicted_labels
+from stages.model import Params, forward
 from stages.plumbing import artifacts, devices, parameters, tensors
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
 from stages.plumbing.tensors import Split
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
-
-
-class Params(NamedTuple):
-    """The model, float32; C is 1 for a pair of classes, else the number of classes."""
-
-    weights: Any  # (H·W, C)
-    bias: Any  # (C,)
 
 
 class Hyperparams(NamedTuple):
@@ -37,21 +34,7 @@ class Hyperparams(NamedTuple):
 State = tuple[Params, Any]  # the params, and the optimizer's opt_state
 
 
-@partial(jax.jit, static_argnames=("pixels", "outputs"))
-def init_params(seed: int, pixels: int, outputs: int, std: float) -> Params:
-    """Draw weights and bias from a normal distribution, as the notebook does."""
-    key, weights_key = jax.random.split(jax.random.key(seed))
-    key, bias_key = jax.random.split(key)
-    weights = std * jax.random.normal(weights_key, (pixels, outputs))
-    return Params(weights, std * jax.random.normal(bias_key, (outputs,)))
-
-
-def predict(params: Params, images: Array) -> Array:
-    """Return the logits (N, C) of images, uint8 (N, H, W)."""
-    return images.reshape(len(images), -1) / 255 @ params.weights + params.bias
-
-
-# Losses on logits and one-hot targets (N, C): one value per image, (N,). All but
+# Losses on outputs and one-hot targets (N, C): one value per image, (N,). All but
 # log_loss treat more than two classes as one versus rest.
 
 
@@ -80,55 +63,60 @@ def log_loss(logits: Array, targets: Array) -> Array:
 LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
 
 
+def loss_fn(params: Params, images: Array, labels: Array, loss: str) -> Array:
+    """Return the mean loss on images, uint8 (N, H, W), with labels (N,)."""
+    logits = forward(params, images / 255)
+    return LOSSES[loss](logits, jax.nn.one_hot(labels, logits.shape[1])).mean()
+
+
 def sgd(hyperparams: Hyperparams, schedule: str, steps: int) -> Any:
     """SGD with momentum; l2 acts as l2 / 2 times the squared weights in the loss."""
     rate, momentum, l2 = hyperparams
     rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
-    mask = Params(weights=True, bias=False)
-    return optax.chain(optax.add_decayed_weights(l2, mask), optax.sgd(rate, momentum))
+    decay = optax.add_decayed_weights(l2, partial(jax.tree.map, is_weights))
+    return optax.chain(decay, optax.sgd(rate, momentum))
+
+
+def is_weights(array: Array) -> bool:
+    """Tell weights from a bias, which does not decay."""
+    return array.ndim > 1
 
 
 @partial(jax.jit, static_argnames=("config", "steps"))
 def train_steps(
-    state: State, batches: devices.Batches, hyperparams: Hyperparams,
+    state: State, batches: devices.Rows, hyperparams: Hyperparams,
     *, config: parameters.Train, steps: int,
 ) -> State:  # fmt: skip
-    """Run one SGD step per valid batch of images (S, B, H, W) and labels (S, B).
+    """Run an SGD step for each batch of images (S, B, H, W) and labels (S, B).
 
     `steps` is the total, for the schedule.
     """
     optimizer = sgd(hyperparams, config.schedule, steps)
 
-    def loss_fn(params: Params, images: Array, labels: Array) -> Array:
-        targets = jax.nn.one_hot(labels, len(params.bias))
-        return LOSSES[config.loss](predict(params, images), targets).mean()
-
-    def train_step(state: State, batch: devices.Batches) -> tuple[State, None]:
-        (params, opt_state), (images, labels, is_valid) = state, batch
-        grads = jax.grad(loss_fn)(params, images, labels)
+    def train_step(state: State, batch: devices.Rows) -> tuple[State, None]:
+        params, opt_state = state
+        grads = jax.grad(loss_fn)(params, *batch, config.loss)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        new_state = optax.apply_updates(params, updates), opt_state
-        return jax.tree.map(partial(jnp.where, is_valid), new_state, state), None
+        return (optax.apply_updates(params, updates), opt_state), None
 
     return devices.replicate(jax.lax.scan(train_step, state, batches)[0])
 
 
 @partial(jax.jit, static_argnames="loss")
-def eval_step(params: Params, images: Array, labels: Array, n: int, loss: str) -> Array:
-    """Sum the losses and the correct predictions of the first `n` images: (2,)."""
-    logits, count = predict(params, images), len(params.bias)
-    correct = (
-        outputs.predicted_labels(logits, outputs.outputs_of(loss, count)) == labels
-    )
-    rows = jnp.stack([LOSSES[loss](logits, jax.nn.one_hot(labels, count)), correct])
-    return devices.replicate(jnp.where(jnp.arange(len(images)) < n, rows, 0).sum(1))
+def eval_step(params: Params, images: Array, labels: Array, loss: str) -> Array:
+    """Return the loss on each image (N, H, W), and whether it is classified: (2, N)."""
+    logits = forward(params, images / 255)
+    count = logits.shape[1]
+    correct = predicted_labels(logits, outputs_of(loss, count)) == labels
+    losses = LOSSES[loss](logits, jax.nn.one_hot(labels, count))
+    return devices.replicate(jnp.stack([losses, correct]))
 
 
 def evaluate(params: Params, blocks: devices.Blocks, loss: str) -> NDArray[np.float64]:
     """Return the mean loss and the accuracy on a split: (2,)."""
     params = devices.replicate(params)
-    sums = [eval_step(params, *block, loss=loss) for block in blocks]
-    return np.array(sums, np.float64).sum(0) / blocks.image_count
+    rows = [eval_step(params, *block, loss=loss) for block in blocks]
+    return np.concatenate(rows, 1).mean(1, dtype=np.float64)
 
 
 def fit(
@@ -154,16 +142,44 @@ def fit(
                 jax.block_until_ready(state)  # else the queued batches fill the memory
                 state = run_steps(state, batches, hyperparams)
         history.append([evaluate(state[0], split, config.loss) for split in splits])
-    return Params(*map(np.asarray, state[0])), np.reshape(history, (epochs + 1, 4))
+    return jax.tree.map(np.asarray, state[0]), np.reshape(history, (epochs + 1, 4))
+
+
+def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
+    """Raise UserError if units start equal and get equal gradients: they stay equal.
+
+    Tried on random images of this shape, (H, W).
+    """
+
+    def equal_units(arrays: Params) -> set[str]:
+        many = {k: a for k, a in arrays.items() if is_weights(a) and a.shape[-1] > 1}
+        return {k for k, a in many.items() if (a == a[..., :1]).all()}
+
+    if suspects := equal_units(params):
+        images = np.random.default_rng(0).integers(0, 256, (64, *shape), np.uint8)
+        grads = jax.grad(loss_fn)(params, images, np.arange(64) % 2, loss)
+        if stuck := suspects & equal_units(grads):
+            raise UserError(
+                f"stages/model.py: all units of {min(stuck)} start equal, get equal "
+                "gradients and so stay equal: draw it at random in init"
+            )
 
 
 def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
-    """Compare loss and accuracy before and after a weight, not 0, grows by 0.01 %."""
+    """Compare loss and accuracy before and after one pixel's weights grow by 0.01 %.
+
+    Returns nothing for a model that has no row of weights for each pixel.
+    """
+    name = pixel_weights(params, train.images[0].size)
+    if name is None:
+        return {}
     pixel = train.images.sum(0, dtype=np.int64).argmax()
-    nudged = np.array(params.weights)
+    nudged = np.array(params[name])
     nudged[pixel] *= np.float32(1.0001)
-    blocks, nudged_params = devices.Blocks(train), params._replace(weights=nudged)
-    before, after = (evaluate(p, blocks, loss) for p in (params, nudged_params))
+    blocks = devices.Blocks(train)
+    before, after = (
+        evaluate(p, blocks, loss) for p in (params, params | {name: nudged})
+    )
     return {
         "pixel": int(pixel),
         "loss_before": before[0],
@@ -177,27 +193,30 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 def main() -> None:
     """Write the model, its history and the sensitivity test from data/tensors.npz."""
     config = parameters.load(parameters.Train)
+    settings = msgspec.structs.asdict(parameters.load(parameters.settings(model.init)))
     verify = jax.process_count() == 1
     train, valid, classes, _, decoding = tensors.load_tensors(verify=verify)
-    shape = train.images[0].size, 1 if len(classes) == 2 else len(classes)
-    meaning = outputs.outputs_of(config.loss, shape[1])
     devices.check_batch_size(config.batch_size, len(train.images))
-    untrained = init_params(np.uint32(config.seed), *shape, config.init_std or 1.0)
-    params = untrained if config.init_std else jax.tree.map(np.zeros_like, untrained)
-    params, history = fit(params, train, valid, config)
-    if not all(np.isfinite(array).all() for array in (*params, history)):
+    key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
+    count = 1 if len(classes) == 2 else len(classes)
+    meaning = outputs_of(config.loss, count)
+    untrained = model.init(key, shape, count, **settings)
+    check_symmetry(untrained, shape, config.loss)
+    params, history = fit(untrained, train, valid, config)
+    if not all(np.isfinite(array).all() for array in (*params.values(), history)):
         raise UserError(
             f"train.learning_rate: {config.learning_rate} and train.l2: {config.l2} "
             f"make {config.loss} diverge to NaN or infinity: lower one of them"
         )
-    model = model_file.Linear(
-        *params, classes, meaning, train.images.shape[1:], decoding
-    )
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
+    trained = TrainedModel(params, classes, meaning, shape, decoding)
     files = {
-        artifacts.MODEL: model.to_arrays(),
+        artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        artifacts.SENSITIVITY: sensitivity(untrained, train, config.loss),
+        # Without settings, init draws random weights.
+        artifacts.SENSITIVITY: sensitivity(
+            model.init(key, shape, count), train, config.loss
+        ),
     }
     if jax.process_index() == 0:
         artifacts.publish(files)

@@ -44,12 +44,12 @@ def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     return float(u / (n * (len(scores) - n)))
 
 
-def log_loss(of_actual: Floats) -> float:
+def log_loss(p_actual: Floats) -> float:
     """Return the mean of -log of the probability (N,) of the actual class.
 
     Probabilities are clipped at 2.2e-16, as scikit-learn does.
     """
-    return float(-np.log(np.clip(of_actual, np.finfo(np.float64).eps, 1)).mean())
+    return float(-np.log(np.clip(p_actual, np.finfo(np.float64).eps, 1)).mean())
 
 
 def classification_metrics(
@@ -57,11 +57,11 @@ def classification_metrics(
     predicted: Labels,
     classes: list[str],
     scores: Floats | None = None,
-    of_actual: Floats | None = None,
+    p_actual: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics/*.json for labels (N,).
 
-    `scores` (N,), higher for the first class of a pair, add the AUC; `of_actual` (N,),
+    `scores` (N,), higher for the first class of a pair, add the AUC; `p_actual` (N,),
     the probabilities of the actual classes, add the log loss. Precision and F1 of a
     class never predicted are 0.
     """
@@ -81,8 +81,8 @@ def classification_metrics(
         "accuracy_high": high,
         "balanced_accuracy": recall.mean(),
     }
-    if of_actual is not None:
-        result["log_loss"] = log_loss(of_actual)
+    if p_actual is not None:
+        result["log_loss"] = log_loss(p_actual)
     if scores is not None:
         result["auc"] = auc(scores, actual == 0)
     for name, values in by_class.items():

@@ -1,37 +1,30 @@
-"""The trained linear model: from pixels to logits, probabilities and classes.
+"""The trained model and all that is needed to use it: models/model.npz."""
 
-In float64 and NumPy, so that every machine rounds to the same decimals.
-"""
-
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluation import outputs
-from stages.plumbing import npz, tensors
+from stages import model
+from stages.evaluation.outputs import CLASS_OUTPUTS, PAIR_OUTPUTS
+from stages.plumbing import npz
 from stages.plumbing.errors import damaged
-from stages.plumbing.tensors import Decoding
-
-Floats = NDArray[np.float64]
+from stages.plumbing.tensors import Decoding, format_decoding, parse_decoding
 
 BLOCK_PIXELS = 2**22
 """Pixels that are float64 at the same time: 32 MiB, or a single image."""
 
 
-class Linear(NamedTuple):
-    """A trained model and all that is needed to use it: models/model.npz."""
+class TrainedModel(NamedTuple):
+    """What stages/model.py computes, and for which images."""
 
-    weights: NDArray[np.float32]
-    """(H·W, C); C is 1 for a pair of classes, else the number of classes."""
-    bias: NDArray[np.float32]
-    """(C,)"""
+    params: Mapping[str, NDArray[np.float32]]
+    """The model's arrays by name."""
     classes: list[str]
     """(K,)"""
     outputs: str
-    """What the C outputs mean: of PAIR_OUTPUTS or of CLASS_OUTPUTS."""
+    """What the C outputs mean: one of PAIR_OUTPUTS or of CLASS_OUTPUTS."""
     image_size: tuple[int, int]
     """Height and width."""
     decoding: Decoding
@@ -40,61 +33,61 @@ class Linear(NamedTuple):
     @classmethod
     def load(cls, path: str) -> Self:
         """Load a model; raise UserError if the file is damaged or inconsistent."""
-        dtypes = {"weights": "float32", "bias": "float32", "classes": "str"}
-        dtypes |= {"outputs": "str", "image_size": "int64", "decoding": "str"}
+        dtypes = {"params/": "float32", "classes": "str", "outputs": "str"}
+        dtypes |= {"image_size": "int64", "decoding": "str"}
         arrays = npz.load_arrays(path, dtypes)
-        model = cls(
-            arrays["weights"],
-            arrays["bias"],
+        trained = cls(
+            {k.removeprefix("params/"): v for k, v in arrays.items() if "/" in k},
             classes=arrays["classes"].ravel().tolist(),
             outputs=str(arrays["outputs"]),
             image_size=tuple(arrays["image_size"].ravel().tolist()),
-            decoding=tensors.parse_decoding(path, arrays["decoding"]),
+            decoding=parse_decoding(path, arrays["decoding"]),
         )
-        count = 1 if len(model.classes) == 2 else len(model.classes)
+        count = 1 if len(trained.classes) == 2 else len(trained.classes)
         fits = (
-            len(model.classes) > 1
-            and len(model.image_size) == 2
-            and model.weights.shape == (math.prod(model.image_size), count)
-            and model.bias.shape == (count,)
-            and model.outputs
-            in (outputs.PAIR_OUTPUTS if count == 1 else outputs.CLASS_OUTPUTS)
-            and model.decoding.size in (None, model.image_size)
+            len(trained.classes) > 1
+            and len(trained.image_size) == 2
+            and min(trained.image_size) > 0
+            and trained.outputs in (PAIR_OUTPUTS if count == 1 else CLASS_OUTPUTS)
+            and trained.decoding.size in (None, trained.image_size)
         )
         if not fits:
             raise damaged(path, "its arrays do not fit together")
-        return model
+        blank = np.zeros((1, *trained.image_size), np.uint8)
+        try:
+            shape = trained.logits(blank).shape
+        except Exception as error:  # of any type: its params may be another model's
+            raise damaged(path, f"stages/model.py cannot run it: {error!r}") from None
+        if shape != (1, count):
+            raise damaged(path, f"its outputs are {shape}, not {(1, count)}")
+        return trained
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the content of the npz file that `load` reads."""
         return {
-            "weights": self.weights,
-            "bias": self.bias,
+            **{f"params/{name}": array for name, array in self.params.items()},
             "classes": np.array(self.classes),
             "outputs": np.array(self.outputs),
             "image_size": np.array(self.image_size, np.int64),
-            "decoding": tensors.format_decoding(self.decoding),
+            "decoding": format_decoding(self.decoding),
         }
 
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the outputs (N, C) for images (N, H, W).
 
-def in_blocks(apply: Callable[[Floats], Floats], images: NDArray[np.uint8]) -> Floats:
-    """Apply a function to images (N, H, W) scaled to [0, 1], some at a time."""
-    size = max(BLOCK_PIXELS // images[0].size, 1)
-    starts = range(0, len(images), size)
-    return np.concatenate([apply(images[i : i + size] / 255.0) for i in starts])
+        Computed in float64 by NumPy, so that every machine rounds to the same decimals,
+        unless stages/model.py itself needs JAX.
+        """
+        params = {name: array.astype(np.float64) for name, array in self.params.items()}
+        size = max(BLOCK_PIXELS // images[0].size, 1)
+        blocks = [
+            model.forward(params, images[i : i + size] / 255.0)
+            for i in range(0, len(images), size)
+        ]
+        return np.concatenate([np.asarray(block, np.float64) for block in blocks])
 
 
-def logits(
-    images: NDArray[np.uint8],
-    weights: NDArray[np.float32],
-    bias: NDArray[np.float32],
-) -> Floats:
-    """Return the logits (N, C) of images (N, H, W) for weights (H·W, C), bias (C,).
-
-    A model trained on squared error predicts the target itself, not a logit.
-    """
-
-    def apply(block: Floats) -> Floats:
-        return block.reshape(len(block), -1) @ weights.astype(np.float64) + bias
-
-    return in_blocks(apply, images)
+def pixel_weights(params: Mapping[str, Any], pixels: int) -> str | None:
+    """Return the name of the array that has a row for each pixel, if there is one."""
+    rows = (name for name, a in params.items() if a.ndim > 1 and len(a) == pixels)
+    return next(rows, None)

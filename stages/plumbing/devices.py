@@ -1,6 +1,5 @@
 """The devices that compute together, in this process and in those started beside it."""
 
-import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -28,10 +27,8 @@ BATCHES_BYTES = 2**22
 KEPT_BYTES = 2**26
 """Up to how many bytes of images a split stays on the devices between epochs."""
 
-Block = tuple[Array, Array, int]
-"""Images (N, H, W), labels (N,), and how many of them are valid: padding follows."""
-Batches = tuple[Array, Array, Any]
-"""Images (S, B, H, W), labels (S, B), and whether a batch is valid, (S,)."""
+Rows = tuple[Array, Array]
+"""Images (…, H, W) and labels (…)."""
 
 
 @contextmanager
@@ -91,13 +88,15 @@ def mesh() -> Mesh:
 def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
     """Return rows[order], the last axis of `order` sharded over the devices.
 
-    Each process reads its own share only. The length of the axis must be a multiple of
-    the number of devices.
+    Each process reads its own share only. What the devices cannot share evenly, every
+    one gets whole.
     """
-    shares = np.array_split(order, jax.process_count(), axis=-1)
-    spec = PartitionSpec(*[None] * (order.ndim - 1), "device")
-    own_rows = rows[shares[jax.process_index()]]
-    return jax.make_array_from_process_local_data(NamedSharding(mesh(), spec), own_rows)
+    axes: list[str | None] = [None] * order.ndim
+    if order.shape[-1] % jax.device_count() == 0:
+        axes[-1] = "device"
+        order = np.array_split(order, jax.process_count(), -1)[jax.process_index()]
+    sharding = NamedSharding(mesh(), PartitionSpec(*axes))
+    return jax.make_array_from_process_local_data(sharding, rows[order])
 
 
 def replicate(tree: Any) -> Any:
@@ -108,53 +107,44 @@ def replicate(tree: Any) -> Any:
 
 
 class Blocks:
-    """A split to loop over, some images at a time, padded.
+    """A split to loop over, a block of images at a time.
 
-    The sizes are powers of two, so that few programs are compiled. The blocks of a
-    small split stay on the devices from one loop to the next.
+    The blocks of a small split stay on the devices from one loop to the next.
     """
 
     def __init__(self, split: Split) -> None:
         """Take a split, but load nothing yet."""
         self.image_count = len(split.images)
         self._split = split
-        self._kept: list[Block] = []
+        self._kept: list[Rows] = []
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Rows]:
         """Yield all blocks."""
         if self._split.images.nbytes > KEPT_BYTES:
             return self._load()
         self._kept = self._kept or list(self._load())
         return iter(self._kept)
 
-    def _load(self) -> Iterator[Block]:
-        images, labels = self._split
-        largest = int(math.log2(max(BLOCK_BYTES / images[0].size, 1)))
-        power = min(largest, math.ceil(math.log2(len(images))))
-        size = 2**power * jax.device_count()
-        for rows, n in _padded(np.arange(len(images)), size):
-            yield shard(images, rows), shard(labels, rows), n
+    def _load(self) -> Iterator[Rows]:
+        size = jax.device_count() * _at_a_time(BLOCK_BYTES, self._split.images[0].size)
+        yield from _pieces(self._split, np.arange(self.image_count), size)
 
 
-def batches(split: Split, order: NDArray[np.integer]) -> Iterator[Batches]:
-    """Yield some batches of `order` (steps, B) at a time.
-
-    Padded to the same number S, so that a single program is compiled.
-    """
-    chunks = math.ceil(order.size * split.images[0].size / BATCHES_BYTES)
-    size = math.ceil(len(order) / chunks)
-    for rows, n in _padded(order, size):
-        is_valid = np.arange(size) < n
-        yield shard(split.images, rows), shard(split.labels, rows), is_valid
+def batches(split: Split, order: NDArray[np.integer]) -> Iterator[Rows]:
+    """Yield some batches of `order` (steps, B) at a time."""
+    size = _at_a_time(BATCHES_BYTES, order.shape[1] * split.images[0].size)
+    return _pieces(split, order, size)
 
 
-def _padded(
-    rows: NDArray[np.integer], size: int
-) -> Iterator[tuple[NDArray[np.integer], int]]:
-    """Yield `size` rows at a time: the first `n` are valid, the last one fills up."""
-    for start in range(0, len(rows), size):
-        n = min(size, len(rows) - start)
-        yield rows[np.minimum(np.arange(start, start + size), len(rows) - 1)], n
+def _at_a_time(room: int, size: int) -> int:
+    return max(room // size, 1)
+
+
+def _pieces(split: Split, order: NDArray[np.integer], size: int) -> Iterator[Rows]:
+    """Yield the rows of `order`, `size` at a time; the rest is compiled by itself."""
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield shard(split.images, rows), shard(split.labels, rows)
 
 
 def check_batch_size(batch_size: int, images: int) -> None:

@@ -24,13 +24,19 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Load the arrays named in `dtypes` from an npz file, without pickle.
 
-    Those in `mapped` are memory-mapped. Raises UserError if the file is missing, is
-    damaged (with `verify=False` mapped arrays are not checked) or holds other dtypes.
+    A name with a slash at its end stands for all arrays in that folder. Those in
+    `mapped` are memory-mapped. Raises UserError if the file is missing, is damaged
+    (with `verify=False` mapped arrays are not checked) or holds other dtypes.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             if verify and (member := file.zip.testzip()):
                 raise ValueError(f"Bad CRC-32 of {member}")
+            dtypes = {
+                found: dtype
+                for name, dtype in dtypes.items()
+                for found in _expand(name, file.files)
+            }
             arrays = {
                 name: _map(path, file.zip.getinfo(f"{name}.npy"))
                 if name in mapped
@@ -50,6 +56,10 @@ def load_arrays(
             found = arrays[name].dtype
             raise damaged(path, f"{name} is of type {found}, not {dtype}")
     return arrays
+
+
+def _expand(name: str, names: list[str]) -> list[str]:
+    return [n for n in names if n.startswith(name)] if name.endswith("/") else [name]
 
 
 def _map(path: str, member: zipfile.ZipInfo) -> NDArray[Any]:

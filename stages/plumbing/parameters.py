@@ -1,7 +1,9 @@
 """The parameters of params.yaml: one typed and bounded structure per section."""
 
+import inspect
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -11,6 +13,7 @@ from stages.plumbing.errors import UserError
 
 FILE = "params.yaml"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 MAX_SIDE = 4096
 Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
 MIN_CLASSES, MAX_CLASSES = 2, 256
@@ -79,16 +82,24 @@ class Train(Section, frozen=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
     schedule: Literal["constant", "cosine"]
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)]
-    l2: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+    l2: NonNegative
     batch_size: Positive
     epochs: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-    init_std: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class Report(Section, frozen=True):
     """What the report shows."""
 
     mistakes: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+def settings(init: Callable[..., Any]) -> Any:
+    """Return the section `model`: the arguments of `init` that have a default."""
+    arguments = inspect.signature(init).parameters.values()
+    fields = [(a.name, a.annotation) for a in arguments if a.default is not a.empty]
+    return msgspec.defstruct(
+        "Model", fields, bases=(Section,), frozen=True, forbid_unknown_fields=True
+    )
 
 
 def load(section: type[S]) -> S:
