@@ -156,8 +156,8 @@ def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
         return {k for k, a in many.items() if (a == a[..., :1]).all()}
 
     if suspects := equal_units(params):
-        images = np.random.default_rng(0).integers(0, 256, (64, *shape), np.uint8)
-        grads = jax.grad(loss_fn)(params, images, np.arange(64) % 2, loss)
+        images = np.random.default_rng(0).integers(0, 256, (64, *shape))
+        grads = jax.grad(loss_fn)(params, jnp.asarray(images), np.arange(64) % 2, loss)
         if stuck := suspects & equal_units(grads):
             raise UserError(
                 f"stages/model.py: all units of {min(stuck)} start equal, get equal "

@@ -56,7 +56,9 @@ class TrainedModel(NamedTuple):
         blank = np.zeros((1, *trained.image_size), np.uint8)
         try:
             shape = trained.logits(blank).shape
-        except Exception as error:  # of any type: its params may be another model's
+        except MemoryError:
+            raise
+        except Exception as error:  # of any type: the params may be another model's
             raise damaged(path, f"stages/model.py cannot run it: {error!r}") from None
         if shape != (1, count):
             raise damaged(path, f"its outputs are {shape}, not {(1, count)}")

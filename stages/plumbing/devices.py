@@ -17,15 +17,10 @@ from stages.plumbing import runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.tensors import Split
 
-START_TIMEOUT = 60
-HEARTBEAT_TIMEOUT = 10
-"""Seconds."""
-BLOCK_BYTES = 2**21
-"""How many bytes of images a device gets at a time to evaluate them."""
-BATCHES_BYTES = 2**22
-"""How many bytes of images all devices get at a time to train on."""
-KEPT_BYTES = 2**26
-"""Up to how many bytes of images a split stays on the devices between epochs."""
+START_TIMEOUT, HEARTBEAT_TIMEOUT = 60, 10  # seconds
+BLOCK_BYTES = 2**21  # images that a device evaluates at a time
+BATCHES_BYTES = 2**22  # images that all devices get at a time to train on
+KEPT_BYTES = 2**26  # a split of no more images stays on the devices between epochs
 
 Rows = tuple[Array, Array]
 """Images (…, H, W) and labels (…)."""
@@ -38,15 +33,12 @@ def distributed() -> Iterator[None]:
     If they do not find each other, or if one ends early, the others end too, each with
     one line on stderr.
     """
-    variable = runtime.launcher()
-    if not variable:
+    if not (variable := runtime.launcher()):
         yield
         return
-    timeout = UserError(
-        f"timed out after {START_TIMEOUT} s waiting for the other processes"
-    )
+    reason = f"timed out after {START_TIMEOUT} s waiting for the other processes"
     # JAX's own timeout would abort with a stack trace.
-    timer = threading.Timer(START_TIMEOUT, runtime.give_up, [timeout])
+    timer = threading.Timer(START_TIMEOUT, runtime.give_up, [UserError(reason)])
     timer.start()
     try:
         _initialize(variable)
@@ -88,8 +80,8 @@ def mesh() -> Mesh:
 def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
     """Return rows[order], the last axis of `order` sharded over the devices.
 
-    Each process reads its own share only. What the devices cannot share evenly, every
-    one gets whole.
+    Each process reads its own share only. What cannot be shared evenly goes whole to
+    every device.
     """
     axes: list[str | None] = [None] * order.ndim
     if order.shape[-1] % jax.device_count() == 0:
@@ -102,46 +94,37 @@ def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
 def replicate(tree: Any) -> Any:
     """Give every device all of these arrays, inside a compiled function or outside."""
     sharding = NamedSharding(mesh(), PartitionSpec())
-    # Leaf by leaf, so that jax.vmap may map each along another axis.
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+    return jax.lax.with_sharding_constraint(tree, sharding)
 
 
 class Blocks:
-    """A split to loop over, a block of images at a time.
-
-    The blocks of a small split stay on the devices from one loop to the next.
-    """
+    """A split to loop over in blocks; a small one stays on the devices."""
 
     def __init__(self, split: Split) -> None:
-        """Take a split, but load nothing yet."""
-        self.image_count = len(split.images)
         self._split = split
         self._kept: list[Rows] = []
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yield all blocks."""
-        if self._split.images.nbytes > KEPT_BYTES:
-            return self._load()
-        self._kept = self._kept or list(self._load())
-        return iter(self._kept)
-
-    def _load(self) -> Iterator[Rows]:
-        size = jax.device_count() * _at_a_time(BLOCK_BYTES, self._split.images[0].size)
-        yield from _pieces(self._split, np.arange(self.image_count), size)
+        """Yield blocks of images (N, H, W) and labels (N,)."""
+        if self._kept:
+            return iter(self._kept)
+        images = self._split.images
+        size = jax.device_count() * max(BLOCK_BYTES // images[0].size, 1)
+        blocks = pieces(self._split, np.arange(len(images)), size)
+        if images.nbytes <= KEPT_BYTES:
+            self._kept = list(blocks)
+            return iter(self._kept)
+        return blocks
 
 
 def batches(split: Split, order: NDArray[np.integer]) -> Iterator[Rows]:
     """Yield some batches of `order` (steps, B) at a time."""
-    size = _at_a_time(BATCHES_BYTES, order.shape[1] * split.images[0].size)
-    return _pieces(split, order, size)
+    size = max(BATCHES_BYTES // (order.shape[1] * split.images[0].size), 1)
+    return pieces(split, order, size)
 
 
-def _at_a_time(room: int, size: int) -> int:
-    return max(room // size, 1)
-
-
-def _pieces(split: Split, order: NDArray[np.integer], size: int) -> Iterator[Rows]:
-    """Yield the rows of `order`, `size` at a time; the rest is compiled by itself."""
+def pieces(split: Split, order: NDArray[np.integer], size: int) -> Iterator[Rows]:
+    """Yield `size` rows of `order` at a time, fewer at the end."""
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         yield shard(split.images, rows), shard(split.labels, rows)

@@ -63,8 +63,8 @@ def test_balanced_accuracy_and_log_loss_equal_scikit_learn(count):
     probabilities = random.dirichlet(np.ones(count), len(actual))
     predicted = probabilities.argmax(1)
     classes = [str(i) for i in range(count)]
-    of_actual = probabilities[np.arange(len(actual)), actual]
-    result = classification_metrics(actual, predicted, classes, None, of_actual)
+    p_actual = probabilities[np.arange(len(actual)), actual]
+    result = classification_metrics(actual, predicted, classes, None, p_actual)
     balanced_accuracy = sk.balanced_accuracy_score(actual, predicted)
     log_loss = sk.log_loss(actual, probabilities, labels=range(count))
     assert result["balanced_accuracy"] == pytest.approx(balanced_accuracy)
@@ -74,8 +74,8 @@ def test_balanced_accuracy_and_log_loss_equal_scikit_learn(count):
 def test_a_probability_of_zero_costs_what_it_costs_in_scikit_learn():
     actual, probabilities = np.array([0, 1]), np.array([[0.0, 1.0], [0.5, 0.5]])
     expected = sk.log_loss(actual, probabilities)
-    of_actual = probabilities[[0, 1], actual]
-    assert metrics.log_loss(of_actual) == pytest.approx(expected)
+    p_actual = probabilities[[0, 1], actual]
+    assert metrics.log_loss(p_actual) == pytest.approx(expected)
 
 
 @given(scored())
@@ -122,13 +122,13 @@ def test_the_wilson_bounds_solve_the_score_equation_around_the_proportion(data, 
 
 @pytest.mark.parametrize(
     ("count", "given", "absent"),
-    [(2, "scores", "log_loss"), (2, "of_actual", "auc"), (3, "", "auc")],
+    [(2, "scores", "log_loss"), (2, "p_actual", "auc"), (3, "", "auc")],
 )
 def test_auc_and_log_loss_appear_only_with_what_they_need(count, given, absent):
     actual, classes = np.arange(count), list("abc")[:count]
     optional: dict[str, Any] = {
         "scores": np.zeros(count),
-        "of_actual": np.full(count, 1 / count),
+        "p_actual": np.full(count, 1 / count),
     }
     arguments = {given: optional[given]} if given else {}
     result = classification_metrics(actual, actual, classes, **arguments)

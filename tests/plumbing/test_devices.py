@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.evaluation import devices
+from stages.plumbing import devices
 from tests.conftest import (
     contents,
     copy,
@@ -51,7 +51,7 @@ def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
 
 def outputs(folder: Path) -> dict[str, np.ndarray]:
     with np.load(folder / "models/model.npz") as file:
-        arrays = {name: file[name] for name in ("weights", "bias")}
+        arrays = {name: file[name] for name in ("params/weights", "params/bias")}
     history = np.loadtxt(folder / "metrics/history.csv", delimiter=",", skiprows=1)
     return arrays | {"history": history}
 
@@ -139,6 +139,8 @@ def test_a_process_reads_only_its_own_share_of_the_images(monkeypatch):
         lambda _, rows: shares.append(rows),
     )
     monkeypatch.setattr(devices.jax, "process_count", lambda: 4)
+    monkeypatch.setattr(devices.jax, "device_count", lambda: 4)
+    monkeypatch.setattr(devices, "NamedSharding", lambda *_: None)
     order = np.random.default_rng(0).permutation(48).reshape(3, 16)
     for rank in range(4):
         monkeypatch.setattr(devices.jax, "process_index", lambda rank=rank: rank)
@@ -176,7 +178,7 @@ def test_a_process_that_dies_ends_the_other_with_a_line_and_without_output(
 
 
 def test_a_process_that_is_left_alone_says_so(clone):
-    file = clone / "stages/evaluation/devices.py"
+    file = clone / "stages/plumbing/devices.py"
     edit(file, "START_TIMEOUT = 60", "START_TIMEOUT = 3")
     (clone / "models/model.npz").unlink()
     process = start(clone, 1, job_number())
