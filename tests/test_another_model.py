@@ -1,0 +1,56 @@
+"""The patches of docs/another-model.md: another model is one file, and all works."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, commit, edit, succeed
+
+DOC = (ROOT / "docs/another-model.md").read_text("utf-8")
+SIMPLE_NET, CONVOLUTION = re.findall(r"```diff\n(.*?)```", DOC, re.DOTALL)
+
+
+def changed_lines(patch: str) -> int:
+    return len(re.findall(r"^[+-](?!-- a|\+\+ b)", patch, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("patch", "lines", "epochs"),
+    [(SIMPLE_NET, 20, None), (CONVOLUTION, 45, 2)],
+    ids=["simple_net", "convolution"],
+)
+def test_another_model_is_one_file(clone, patch, lines, epochs):
+    assert re.findall(r"^--- a/(.*)$", patch, re.MULTILINE) == [
+        "params.yaml",
+        "stages/model.py",
+    ]
+    assert changed_lines(patch) <= lines
+    (clone.parent / "patch").write_text(patch, "utf-8")
+    succeed(clone, "git", "apply", "../patch")
+    if epochs:
+        edit(clone / "params.yaml", "epochs: 3", f"epochs: {epochs}")
+    succeed(clone, "dvc", "repro")
+
+    metrics = json.loads((clone / "metrics/model.json").read_text("utf-8"))
+    assert metrics["accuracy"] >= 0.99
+    compared = succeed(clone, "python", "-m", "tools.compare")
+    assert "accuracy" in compared
+
+    with np.load(clone / "data/tensors.npz") as tensors:
+        images = tensors["valid_images"][[0, -1]]
+    for name, image in zip("ab", images, strict=True):
+        Image.fromarray(image).save(clone.parent / f"{name}.png")
+    answers = succeed(clone, "python", "-m", "tools.predict", "../a.png", "../b.png")
+    with (clone / "metrics/predictions.csv").open(encoding="utf-8") as file:
+        first, *_, last = csv.DictReader(file)
+    rows = [line.split("\t") for line in answers.splitlines()]
+    assert [row[1] for row in rows] == [first["predicted"], last["predicted"]]
+    assert float(rows[0][2]) == pytest.approx(float(first["p_predicted"]), abs=1e-5)
+
+    commit(clone)
+    verified = succeed(clone, "python", "-m", "tools.verify")
+    assert "13 of 13 outputs have the bytes" in verified
