@@ -1,8 +1,8 @@
-"""The lesson in PyTorch, without a pipeline: something to compare with.
+"""The lesson as a bare script in PyTorch, for comparison.
 
 Run `python -m bench.in_torch` with a Python that has torch, NumPy, Pillow and
-scikit-learn: it reads the bundled archive, trains as params.yaml says, and prints how
-good both models are.
+scikit-learn. It trains with the default params.yaml, and prints what
+bench.in_scikit_learn prints.
 """
 
 import torch
@@ -35,7 +35,7 @@ def train(images: torch.Tensor, targets: torch.Tensor) -> nn.Linear:
 
 
 def main() -> None:
-    """Train both models, and print their metrics."""
+    """Fit both models and print their metrics."""
     (images, labels), (valid, actual) = (
         tuple(map(torch.from_numpy, read(split))) for split in ("train", "valid")
     )
@@ -47,7 +47,7 @@ def main() -> None:
         logits, targets = model(valid)[:, 0], 1.0 - actual.float()
     accuracy = ((logits > 0) == (targets > 0)).float().mean().item()
     log_loss = nn.functional.binary_cross_entropy_with_logits(logits, targets).item()
-    print("linear:", accuracy, log_loss)
+    print("trained:", accuracy, log_loss)
 
 
 if __name__ == "__main__":

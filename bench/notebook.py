@@ -1,9 +1,8 @@
-"""The lesson as its notebook has it, cell by cell: something to compare with.
+"""The notebook, cell by cell: prints its figures, for comparison with the pipeline.
 
-Run `python -m bench.notebook`: it unpacks the bundled archive, prints the notebook's
-figures and takes about a minute on an idle machine. Most of that is `jnp.stack`, which
-compiles a program with one argument for each of six thousand images; converting them
-with `jnp.array` takes a twentieth of it.
+Run `python -m bench.notebook`: about a minute on an idle machine. Most of that is
+`jnp.stack`, which compiles a program with one argument for each of six thousand images;
+`jnp.array` takes a twentieth of it.
 """
 
 import tarfile
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 from PIL import Image
+
+from stages.model import forward, init
 
 ARCHIVE = Path(__file__).parent.parent / "data/mnist_sample.tgz"
 
@@ -27,19 +28,6 @@ def open_images(folder: Path) -> Array:
 def mnist_distance(a: Array, b: Array) -> Array:
     """Return the mean absolute difference over the last two axes."""
     return jnp.abs(a - b).mean((-1, -2))
-
-
-def init_params(key: Array, pixels: int) -> tuple[Array, Array]:
-    """Draw weights (pixels, 1) and bias (1,) from a normal distribution."""
-    key, weights_key = random.split(key)
-    key, bias_key = random.split(key)
-    return random.normal(weights_key, (pixels, 1)), random.normal(bias_key, (1,))
-
-
-def linear1(inputs: Array, params: tuple[Array, Array]) -> Array:
-    """Apply the linear model."""
-    weights, bias = params
-    return inputs @ weights + bias
 
 
 def mnist_loss(predictions: Array, targets: Array) -> Array:
@@ -74,7 +62,7 @@ def main() -> None:
     print(f"precision of 3: {true_3 / (true_3 + false_3):.6f}")
 
     # A linear model, before it has learned anything.
-    inputs = jnp.concatenate([train_3, train_7]).reshape(-1, 28 * 28)
+    inputs = jnp.concatenate([train_3, train_7])
     targets = jnp.array([1] * len(train_3) + [0] * len(train_7))[:, None]
 
     def score(predictions: Array) -> str:
@@ -82,14 +70,14 @@ def main() -> None:
         loss = mnist_loss(predictions, targets)
         return f"accuracy {accuracy:.7f}, loss {loss:.5f}"
 
-    weights, bias = init_params(random.PRNGKey(42), 28 * 28)
-    predictions = linear1(inputs, (weights, bias))
+    params = init(random.PRNGKey(42), (28, 28), 1)
+    predictions = forward(params, inputs)
     print("untrained:", score(predictions))
 
     # Why accuracy is no loss: the weight of the brightest pixel grows a little.
     pixel = inputs.mean(0).argmax()
-    nudged = linear1(inputs, (weights.at[pixel].multiply(1.0001), bias))
-    print(f"weight {pixel} nudged:", score(nudged))
+    params["weights"] = params["weights"].at[pixel].multiply(1.0001)
+    print(f"weight {pixel} nudged:", score(forward(params, inputs)))
 
     # The same loss with a sigmoid.
     print(f"with a sigmoid: {mnist_loss(jax.nn.sigmoid(predictions), targets):.6f}")

@@ -1,4 +1,4 @@
-"""Markdown tables, and the name of the machine that was measured."""
+"""Results as Markdown, and what was measured where."""
 
 import os
 import platform
@@ -6,48 +6,31 @@ import re
 import subprocess
 from pathlib import Path
 
-
-def machine() -> str:
-    """Name the processor, and how many cores it has."""
-    if Path("/proc/cpuinfo").exists():
-        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    else:
-        answer = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
-        )
-        model = re.search("(.+)", answer.stdout)
-    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
+from bench.clone import ROOT
 
 
-def count_cores(count: int) -> str:
-    """Format a number of cores."""
-    return f"{count} core{'s' if count > 1 else ''}"
+def heading(title: str, name: str) -> str:
+    """Return a heading, and a line that names the machine, the commit and `name`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    processor = model[1] if model else platform.machine()
+    describe = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.check_output(describe, text=True).strip()
+    return (
+        f"# {title}\n\nMeasured on {processor}, {os.cpu_count()} cores, at commit "
+        f"{commit}, by `python -m bench.{name}`.\n"
+    )
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Format a Markdown table, one string per line.
-
-    All columns but the first and the last are aligned to the right.
-    """
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Format a Markdown table; all columns but the first are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    last = len(widths) - 1
 
     def line(cells: list[str]) -> str:
-        padded = [
-            cell.rjust(width) if 0 < i < last else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
+        first, *rest = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(n) for cell, n in rest)]
+        return f"| {' | '.join(padded)} |\n"
 
-    rule = [
-        "-" * (width - 1) + ":" if 0 < i < last else "-" * width
-        for i, width in enumerate(widths)
-    ]
-    return [line(header), line(rule), *map(line, rows)]
-
-
-def show(title: str, lines: list[str], path: Path | None) -> None:
-    """Print the lines; with a path, also write them there, below a title."""
-    print("\n".join(lines))
-    if path:
-        path.write_text("\n".join([f"# {title}", "", *lines, ""]), "utf-8")
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "".join(map(line, [header, rule, *rows]))

@@ -1,0 +1,62 @@
+"""A temporary clone of the last commit, with its own environment, to run things in."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("download", "preprocess", "baseline", "train", "report")
+
+
+class Clone:
+    """A clone, a copy of this environment, and a home for what DVC keeps per user."""
+
+    def __init__(self, parent: Path) -> None:
+        self.folder, self.environment = parent / "clone", parent / "environment"
+        # A copy, since compiled programs are cached in the environment.
+        shutil.copytree(sys.prefix, self.environment, symlinks=True)
+        path = f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        self.variables = {"PATH": path, "HOME": str(parent), "LC_ALL": "C.UTF-8"}
+        self.variables["DVC_SITE_CACHE_DIR"] = str(parent / "dvc")
+        self.renew()
+
+    def renew(self) -> None:
+        """Clone again: no outputs, and nothing in DVC's cache."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        command = ["git", "clone", "--quiet", str(ROOT), str(self.folder)]
+        subprocess.run(command, check=True)
+
+    def edit(self, section: str, key: str, change: Callable[[Any], Any]) -> None:
+        """Change a value in params.yaml."""
+        yaml, path = YAML(), self.folder / "params.yaml"
+        params = yaml.load(path)
+        params[section][key] = change(params[section][key])
+        yaml.dump(params, path)
+
+    def run(
+        self, *arguments: str, folder: Path | None = None, python: str = "python"
+    ) -> tuple[float, str]:
+        """Run Python, by default in the clone; return the seconds and the output.
+
+        If it fails, exit with what it printed.
+        """
+        start = time.perf_counter()
+        done = subprocess.run(
+            [shutil.which(python, path=self.variables["PATH"]) or python, *arguments],
+            cwd=folder or self.folder,
+            env=self.variables,
+            text=True,
+            capture_output=True,
+        )
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            sys.exit(f"{arguments} failed:\n{done.stdout}{done.stderr}")
+        print(f"{seconds:8.2f} s  {' '.join(arguments)[:60]}", file=sys.stderr)
+        return seconds, done.stdout
