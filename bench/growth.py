@@ -51,6 +51,14 @@ CASES = [Case(copies=10), Case(copies=100), Case(classes=10), Case(classes=100)]
 CASES += [Case(side=64), Case(side=128)]
 
 
+class Cost(NamedTuple):
+    """What a stage took."""
+
+    seconds: float
+    peak: int
+    """Anonymous memory, in bytes."""
+
+
 def grow(target: Path, case: Case) -> int:
     """Write the images of a case into a tar, and return their number."""
     generator, images = np.random.default_rng(0), 0
@@ -102,8 +110,8 @@ def peak_memory() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure(clone: Clone, case: Case, archive: Path) -> list[str]:
-    """Run all stages on the images of a case; return a row of the table."""
+def measure(clone: Clone, case: Case, archive: Path) -> tuple[list[str], list[Cost]]:
+    """Run the stages on a case; return the row's first cells, and what they cost."""
     images = grow(archive, case)
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -111,14 +119,14 @@ def measure(clone: Clone, case: Case, archive: Path) -> list[str]:
     clone.edit("download", "url", lambda _: str(archive))
     clone.edit("download", "sha256", lambda _: digest)
     clone.edit("data", "classes", lambda _: classes)
-    cells = []
+    costs = []
     for stage in STAGES:
         with peak_memory() as samples:
             seconds, _ = clone.run("-m", "stages", stage)
-        cells.append(f"{seconds:.2f} s, {max(samples) / MIB:.0f} MiB")
+        costs.append(Cost(seconds, max(samples)))
     size = (clone.folder / "data/tensors.npz").stat().st_size / MIB
-    row = [f"{images:,}", str(case.classes), f"{case.side}²", f"{size:.0f} MiB"]
-    return [*row, *cells[1:]]
+    cells = [f"{images:,}", str(case.classes), f"{case.side}²", f"{size:.0f} MiB"]
+    return cells, costs[1:]  # download does not read the images
 
 
 def main() -> None:
@@ -132,14 +140,24 @@ def main() -> None:
     copies = parser.parse_args().copies
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, hard))  # the stages inherit it
-    # The first case runs twice: the first time, JAX compiles.
     cases = [Case(), *(case for case in CASES if case.copies <= copies)]
     with tempfile.TemporaryDirectory() as name:
         parent = Path(name).resolve()
         clone, archive = Clone(parent), parent / "grown.tar"
-        _, *rows = [measure(clone, case, archive) for case in [Case(), *cases]]
+        # The first case runs twice: the first time, JAX compiles.
+        results = [measure(clone, case, archive) for case in [Case(), *cases]][1:]
+    first = results[0][1]
+    rows = [
+        cells
+        + [
+            f"{seconds:.2f} s, × {seconds / base.seconds:.1f}, {peak / MIB:.0f} MiB"
+            for (seconds, peak), base in zip(costs, first, strict=True)
+        ]
+        for cells, costs in results
+    ]
     print(heading("Growth", "growth"))
     print(table(["images", "classes", "pixels", "tensors", *STAGES[1:]], rows))
+    print("× is the time as a multiple of the first row's, MiB the peak of memory.")
     print(f"Each process ran under a limit of {LIMIT // MIB} MiB of private memory.")
 
 
