@@ -52,12 +52,9 @@ sweep: .venv/installed  ## Train a grid of settings as experiments, and rank the
 	@$(BIN)/python -m dvc repro --quiet $(PULL)
 	@$(BIN)/python -m tools.sweep
 
-bench: .venv/tested  ## Repeat the timings in bench/*.md; TORCH=PYTHON adds PyTorch's
-	$(BIN)/python -m tools.check
-	$(BIN)/python -m dvc repro --quiet
-	for name in pipeline decode solvers; do \
-		$(BIN)/python -m bench.$$name --write $(if $(TORCH),--torch $(TORCH)) || exit 1; done
-	for name in scaling growth; do $(BIN)/python -m bench.$$name --write || exit 1; done
+bench: .venv/tested  ## Time the last commit, as bench/*.md do; TORCH=PYTHON adds PyTorch
+	$(BIN)/python -m bench.pipeline $(if $(TORCH),--torch $(TORCH))
+	$(BIN)/python -m bench.growth
 
 lock: .venv/installed  ## Resolve pyproject.toml again into requirements*.txt
 	$(UV) compile $(COMPILE) pyproject.toml -o requirements.txt

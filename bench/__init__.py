@@ -1,1 +1,1 @@
-"""Benchmarks that anyone can rerun: `python -m bench.NAME`."""
+"""Benchmarks: `python -m bench.pipeline` or `bench.growth`."""

@@ -58,5 +58,5 @@ class Clone:
         seconds = time.perf_counter() - start
         if done.returncode:
             sys.exit(f"{arguments} failed:\n{done.stdout}{done.stderr}")
-        print(f"{seconds:8.2f} s  {' '.join(arguments)[:60]}", file=sys.stderr)
+        print(f"{seconds:8.2f} s  {arguments[-1]}", file=sys.stderr)
         return seconds, done.stdout

@@ -106,7 +106,7 @@ def measure_round(timings: Timings, parent: Path, torch: str | None) -> None:
 
 
 def report(timings: Timings) -> str:
-    """Format what was measured."""
+    """Format the results as Markdown."""
     cases = [case for case in timings.seconds if ", alone" not in case]
     rows = []
     for case in cases:
@@ -120,14 +120,15 @@ def report(timings: Timings) -> str:
         guarded, unguarded = f"{stage}, alone", f"{stage}, alone, unguarded"
         medians = [f"{timings.median(case):.2f}" for case in (guarded, unguarded)]
         stage_rows.append([stage, *medians, timings.ratio(guarded, unguarded)])
-    stages = sum(timings.median(f"{stage}, alone") for stage in STAGES)
+    alone = sum(timings.median(f"{stage}, alone") for stage in STAGES)
     return (
         f"{table(header, rows)}\n"
-        f"With nothing to do, the pipeline takes {timings.ratio(NO_OP, FLOOR_NO_OP)} "
-        "times what five stages take that copy a file.\n\n"
-        f"{table(['', 'seconds', 'without the guard', 'ratio'], stage_rows)}\n"
-        f"Of a run from nothing, DVC itself takes {timings.median(AGAIN) - stages:.2f} "
-        "seconds."
+        "With nothing to do, dvc repro takes "
+        f"{timings.ratio(NO_OP, FLOOR_NO_OP)} times as long as for five stages that "
+        "copy a file.\nFrom nothing, it takes "
+        f"{timings.median(AGAIN) / alone:.2f} times as long as the stages without "
+        "DVC:\n\n"
+        f"{table(['', 'seconds', 'without the guard', 'ratio'], stage_rows)}"
     )
 
 

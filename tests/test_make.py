@@ -210,7 +210,7 @@ def test_an_environment_that_works_is_not_emptied(fakes: Fakes):
     assert kept.exists()
 
 
-@pytest.mark.parametrize("target", ["all", "bench"])
+@pytest.mark.parametrize("target", ["all"])
 def test_dvc_is_not_started_with_parameters_that_the_check_refuses(fakes, target):
     assert any(" -m dvc " in line for line in commands(fakes.make(target)))
     calls = commands(fakes.make(target, fails=True, variables={"CHECK": "1"}))
