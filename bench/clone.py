@@ -1,4 +1,4 @@
-"""A temporary clone of the last commit, with its own environment, to run things in."""
+"""A temporary clone of the last commit, with an environment of its own."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ STAGES = ("download", "preprocess", "baseline", "train", "report")
 
 
 class Clone:
-    """A clone, a copy of this environment, and a home for what DVC keeps per user."""
+    """A clone, a copy of this environment, and a home for DVC's per-user files."""
 
     def __init__(self, parent: Path) -> None:
         self.folder, self.environment = parent / "clone", parent / "environment"
@@ -28,7 +28,7 @@ class Clone:
         self.renew()
 
     def renew(self) -> None:
-        """Clone again: no outputs, and nothing in DVC's cache."""
+        """Clone again, without outputs or a DVC cache."""
         shutil.rmtree(self.folder, ignore_errors=True)
         command = ["git", "clone", "--quiet", str(ROOT), str(self.folder)]
         subprocess.run(command, check=True)

@@ -1,14 +1,14 @@
 """Measure time and peak memory as images grow in number, in classes and in size.
 
 Run `python -m bench.growth > bench/growth.md`: half an hour, and 8 GB of disk for a
-while; with `--copies 1`, a minute. The images are the bundled ones, shifted by up to
-two pixels, numbered in two pixels so that no two are equal, enlarged, and dealt out to
-the classes.
+while; with `--copies 1`, a minute. The images are the bundled ones, enlarged, dealt out
+to the classes, and copied: each copy is shifted by up to two pixels, and numbered in
+two, so that no two images are equal.
 
-Memory is what the kernel cannot drop (anonymous pages), added up over the processes of
-a stage. A page shared after a fork counts for each of them: the sum is an upper bound.
-Every stage runs under a limit on its private writable memory (RLIMIT_DATA), and so
-shows that it needs no more.
+Memory is anonymous pages, which the kernel cannot drop, summed over the processes of a
+stage. A page shared after a fork counts for each of them: the sum is an upper bound. The
+stages run under a limit on private writable memory (RLIMIT_DATA): if one needs more, it
+fails.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MIB = 2**20
 LIMIT = 600 * MIB
 """Bytes, for each process of a stage."""
 INTERVAL = 0.02
-"""Seconds between two looks at the memory of a stage."""
+"""Seconds between two samples of memory."""
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ CASES += [Case(side=64), Case(side=128)]
 
 
 class Cost(NamedTuple):
-    """What a stage took."""
+    """Time and memory of a stage."""
 
     seconds: float
     peak: int
@@ -111,7 +111,7 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def measure(clone: Clone, case: Case, archive: Path) -> tuple[list[str], list[Cost]]:
-    """Run the stages on a case; return the row's first cells, and what they cost."""
+    """Run the stages on a case; return the row's first cells, and the costs."""
     images = grow(archive, case)
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -157,7 +157,7 @@ def main() -> None:
     ]
     print(heading("Growth", "growth"))
     print(table(["images", "classes", "pixels", "tensors", *STAGES[1:]], rows))
-    print("× is the time as a multiple of the first row's, MiB the peak of memory.")
+    print("×: time relative to the first row. MiB: peak anonymous memory.")
     print(f"Each process ran under a limit of {LIMIT // MIB} MiB of private memory.")
 
 

@@ -1,8 +1,8 @@
 """Time the pipeline against the same lesson in bare scripts, and against DVC alone.
 
-Run `python -m bench.pipeline > bench/results.md`: about a quarter of an hour, in
-temporary clones of the last commit. Every round runs each case; a time is the median of
-all rounds, and a ratio is one of medians from the same run, as machines are noisy.
+Run `python -m bench.pipeline > bench/results.md`: about ten minutes, in temporary clones
+of the last commit. Each round runs every case. Times are medians over the rounds; ratios
+compare medians of the same run, since machines are noisy.
 """
 
 import argparse
@@ -26,14 +26,14 @@ AGAIN = "dvc repro, from nothing"
 NO_OP = "dvc repro, nothing to do"
 FLOOR, FLOOR_NO_OP = "five stages that copy a file", "those, nothing to do"
 NO_OPS = 3
-"""How often a round measures the two cases with nothing to do."""
+"""Runs a round of the cases with nothing to do."""
 EDITS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("train", "learning_rate"): lambda rate: rate / 2,
     ("baseline", "distance"): lambda distance: "l1" if distance == "l2" else "l2",
     ("report", "mistakes"): lambda count: count + 1,
     ("data", "classes"): lambda classes: classes[::-1],
 }
-# Runs a stage as `python -m stages` does, but without the guard.
+# Runs a stage like `python -m stages`, but without the guard.
 UNGUARDED = """
 import hermetic
 hermetic.enforce = lambda *_, **__: None
@@ -67,7 +67,7 @@ class Timings:
 
 
 def copying_pipeline(folder: Path, clone: Clone) -> Path:
-    """Make a pipeline of as many stages, each of which copies a small file."""
+    """Make a pipeline of five stages that copy a small file: DVC's own share."""
     shutil.rmtree(folder, ignore_errors=True)
     ignore = shutil.ignore_patterns("cache", "tmp")
     shutil.copytree(clone.folder / ".dvc", folder / ".dvc", ignore=ignore)

@@ -1,4 +1,4 @@
-"""Results as Markdown, and what was measured where."""
+"""Format results as Markdown."""
 
 import os
 import platform
@@ -10,13 +10,13 @@ from bench.clone import ROOT
 
 
 def heading(title: str, name: str) -> str:
-    """Return a heading, and a line that names the machine, the commit and `name`."""
+    """Return a title, and the machine, commit and benchmark that were measured."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
     processor = model[1] if model else platform.machine()
-    describe = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.check_output(describe, text=True).strip()
+    revision = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.check_output(revision, text=True).strip()
     return (
         f"# {title}\n\nMeasured on {processor}, {os.cpu_count()} cores, at commit "
         f"{commit}, by `python -m bench.{name}`.\n"
