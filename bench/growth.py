@@ -6,9 +6,9 @@ to the classes, and copied: each copy is shifted by up to two pixels, and number
 two, so that no two images are equal.
 
 Memory is anonymous pages, which the kernel cannot drop, summed over the processes of a
-stage. A page shared after a fork counts for each of them: the sum is an upper bound. The
-stages run under a limit on private writable memory (RLIMIT_DATA): if one needs more, it
-fails.
+stage. A page shared after a fork counts for each of them: the sum is an upper bound.
+The stages run under a limit on private writable memory (RLIMIT_DATA): if one needs
+more, it fails.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Time the pipeline against the same lesson in bare scripts, and against DVC alone.
 
-Run `python -m bench.pipeline > bench/results.md`: about ten minutes, in temporary clones
-of the last commit. Each round runs every case. Times are medians over the rounds; ratios
-compare medians of the same run, since machines are noisy.
+Run `python -m bench.pipeline > bench/results.md`: about ten minutes, in temporary
+clones of the last commit. Each round runs every case. Times are medians over the
+rounds; ratios compare medians of the same run, since machines are noisy.
 """
 
 import argparse
