@@ -5,10 +5,9 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 # DVC runs `python` from PATH, so PATH begins with the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Drop the caller's settings of uv, pip and Python: with them, packages could go to another
-# Python, or modules come from one. Keep those that say how to fetch packages (UV_INDEX_URL,
-# UV_DEFAULT_INDEX, PIP_INDEX_URL, PIP_CERT, …; proxies and SSL_CERT_FILE are not touched),
-# and how to print.
+# Drop the caller's settings of uv, pip and Python: they could install into another Python,
+# or import from one. Keep those that say how to fetch packages (UV_INDEX_URL, PIP_CERT, …;
+# proxies and SSL_CERT_FILE are not touched) and how to print.
 UNSET := $(filter UV_% PIP_% PYTHON% VIRTUAL_ENV%,$(.VARIABLES))
 KEPT := UV_INDEX% UV_HTTP_% UV_CONCURRENT_% %_INDEX %_INDEX_URL %_FIND_LINKS %_HOST %CERT %_CERTS \
 	%_NATIVE_TLS %_PROXY %_KEYRING_PROVIDER %_CONFIG_FILE %_CACHE_DIR %_NO_CACHE %TIMEOUT \
@@ -16,12 +15,12 @@ KEPT := UV_INDEX% UV_HTTP_% UV_CONCURRENT_% %_INDEX %_INDEX_URL %_FIND_LINKS %_H
 	PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED PYTHONIOENCODING PYTHONUTF8
 unexport $(filter-out $(KEPT),$(UNSET))
 # Let uv trust the system's certificates, as pip does: a company's proxy may have its own.
-# Where the system has none, uv falls back on those it brings.
+# Without any, uv uses those it brings.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/pki/tls/certs/*),1,0)
-# Where a remote is configured, pull what it has.
+# Pull what the DVC remote has, if one is configured.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
-.PHONY: all pack compare sweep test test-pythons verify bench lock clean help new
+.PHONY: all pack compare test verify bench lock clean help new
 
 all: .venv/installed  ## Set up .venv, run the stages that need it, show the result
 	@$(if $(PULL),echo "Pulling what the DVC remote has and building the rest.")
@@ -32,7 +31,7 @@ all: .venv/installed  ## Set up .venv, run the stages that need it, show the res
 pack: .venv/installed  ## Pack the images in FOLDER=… and set params.yaml; OPTIONS="--dry-run", …
 	@$(BIN)/python -m tools.pack "$$FOLDER" $(OPTIONS)
 
-compare: .venv/installed  ## Compare REV (default HEAD) with the workspace: is it chance?
+compare: .venv/installed  ## Compare REV (default HEAD) with the workspace, and test for significance
 	@$(BIN)/python -m tools.compare $(REV)
 
 test: .venv/tested  ## Run lint, types and tests
@@ -41,16 +40,8 @@ test: .venv/tested  ## Run lint, types and tests
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-pythons: .venv/installed  ## Run make test on every Python from 3.11 to 3.14 that is here
-	@$(BIN)/python -m tools.every_python
-
-verify: .venv/installed  ## Rebuild this commit in a clone and compare the bytes with dvc.lock
+verify: .venv/installed  ## Rebuild this commit in a clone, and compare the bytes with dvc.lock
 	@$(BIN)/python -m tools.verify
-
-sweep: .venv/installed  ## Train a grid of settings as experiments, and rank them by log loss
-	@$(BIN)/python -m tools.check
-	@$(BIN)/python -m dvc repro --quiet $(PULL)
-	@$(BIN)/python -m tools.sweep
 
 bench: .venv/tested  ## Time the last commit, as bench/*.md do; TORCH=PYTHON adds PyTorch
 	$(BIN)/python -m bench.pipeline $(if $(TORCH),--torch $(TORCH))
@@ -69,8 +60,8 @@ clean:  ## Remove the environment, the outputs and DVC's cache
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /make \1\t/p' Makefile | expand -t 20
 
-# Repeat this if the environment's Python does not start (then from scratch) or does not find
-# its packages: the Python behind it may have been removed or upgraded.
+# Repeated if the environment's Python does not start (then from scratch) or does not find its
+# packages: the Python behind it may have been removed or upgraded.
 .venv/bin/uv: $(shell $(BIN)/python -IB -c 'import uv' >/dev/null 2>&1 || echo new)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
 		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }

@@ -1,17 +1,14 @@
-"""What the Makefile runs, with shell scripts in place of Python."""
+"""What the Makefile and .ci/run run, with shell scripts in place of Python and make."""
 
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT, succeed
+from tests.conftest import ROOT, commit, run, succeed
 
-Variables = Mapping[str, str]
-NONE: Variables = {}
 PYTHON = """\
 #!/bin/sh
 # Records its arguments and its environment, and makes environments of itself.
@@ -30,6 +27,13 @@ esac
 """
 
 
+def script(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
 class Call(NamedTuple):
     command: str
     environment: dict[str, str]
@@ -43,20 +47,12 @@ class Fakes:
         self.bin = folder / "bin"
         self.record = folder / "record"
         self.folder.mkdir()
-        self.bin.mkdir()
         for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
             shutil.copy(ROOT / name, self.folder / name)
-        self.python("python3")
+        for name in ("python3", "python3.12"):
+            script(self.bin / name, PYTHON)
 
-    def python(self, name: str) -> Path:
-        path = self.bin / name
-        path.write_text(PYTHON, "utf-8")
-        path.chmod(0o755)
-        return path
-
-    def make(
-        self, *arguments: str, fails: bool = False, variables: Variables = NONE
-    ) -> list[Call]:
+    def make(self, *arguments: str, fails: bool = False, **variables: str):
         """Run make; return the commands it ran that are Python's."""
         self.record.unlink(missing_ok=True)
         path = f"{self.bin}:/usr/bin:/bin"
@@ -78,9 +74,9 @@ class Fakes:
                 calls[-1].environment[name] = value
         return [call for call in calls if "import uv" not in call.command]
 
-
-def commands(calls: list[Call]) -> list[str]:
-    return [call.command for call in calls if " -m " in call.command]
+    def commands(self, *arguments: str, **options) -> list[str]:
+        calls = self.make(*arguments, **options)
+        return [call.command for call in calls if " -m " in call.command]
 
 
 @pytest.fixture
@@ -88,86 +84,63 @@ def fakes(tmp_path: Path) -> Fakes:
     return Fakes(tmp_path)
 
 
-INSTALLED = ".venv/bin/python -m uv pip install --python .venv/bin/python --quiet "
-INSTALLED += "--require-hashes -r requirements"
-RUN = [f".venv/bin/python -m {name}" for name in ("tools.check", "dvc repro")]
-RUN += [".venv/bin/python -m tools.summary"]
-
-
-def test_make_installs_what_is_locked_then_checks_runs_and_shows(fakes: Fakes):
-    venv, pip, install, *rest = commands(fakes.make())
+def test_make_installs_the_lock_once_then_checks_runs_and_shows(fakes: Fakes):
+    venv, pip, install, *rest = fakes.commands()
     assert venv == "python3 -m venv --clear .venv"
     assert pip.startswith(".venv/bin/python -m pip install ")
-    assert install == f"{INSTALLED}.txt"
-    assert rest == RUN
-
-
-def test_a_second_make_installs_nothing(fakes: Fakes):
-    fakes.make()
-    assert commands(fakes.make()) == RUN
+    assert install == (
+        ".venv/bin/python -m uv pip install --python .venv/bin/python --quiet "
+        "--require-hashes -r requirements.txt"
+    )
+    steps = ("tools.check", "dvc repro", "tools.summary")
+    assert rest == [f".venv/bin/python -m {step}" for step in steps]
+    assert fakes.commands() == rest
 
 
 def test_another_python_can_be_named(fakes: Fakes):
-    fakes.python("python3.12")
-    assert commands(fakes.make("PYTHON=python3.12"))[0].startswith("python3.12 -m venv")
+    assert fakes.commands("PYTHON=python3.12")[0].startswith("python3.12 -m venv")
     shutil.rmtree(fakes.folder / ".venv")
-    assert commands(fakes.make(variables={"PYTHON": "python3.12"}))[0].startswith(
-        "python3.12 -m venv"
-    )
+    assert fakes.commands(PYTHON="python3.12")[0].startswith("python3.12 -m venv")
 
 
 @pytest.mark.parametrize("target", ["all", "test", "bench", "lock"])
 def test_every_command_of_uv_names_the_interpreter_of_the_environment(fakes, target):
-    calls = [line for line in commands(fakes.make(target)) if " -m uv " in line]
+    calls = [line for line in fakes.commands(target) if " -m uv " in line]
     assert calls
     for line in calls:
         assert line.startswith(".venv/bin/python -m uv pip ")
         assert " --python .venv/bin/python " in line
 
 
-FOREIGN = [
-    *("UV_SYSTEM_PYTHON", "UV_PYTHON", "UV_TARGET", "UV_PREFIX", "UV_PROJECT"),
-    *("UV_PROJECT_ENVIRONMENT", "UV_BREAK_SYSTEM_PACKAGES", "UV_CONSTRAINT"),
-    *("UV_NO_VERIFY_HASHES", "UV_WORKING_DIR", "UV_OF_TOMORROW"),
-    *("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON"),
-    *("PIP_CONSTRAINT", "PIP_DRY_RUN", "PIP_OF_TOMORROW"),
-    *("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUSERBASE"),
-    *("PYTHONOPTIMIZE", "PYTHONSTARTUP", "VIRTUAL_ENV"),
-]
+DROPPED = """
+    UV_SYSTEM_PYTHON UV_PYTHON UV_TARGET UV_PREFIX UV_PROJECT UV_PROJECT_ENVIRONMENT
+    UV_BREAK_SYSTEM_PACKAGES UV_CONSTRAINT UV_NO_VERIFY_HASHES UV_WORKING_DIR
+    UV_OF_TOMORROW PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_CONSTRAINT
+    PIP_DRY_RUN PIP_OF_TOMORROW PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONUSERBASE
+    PYTHONOPTIMIZE PYTHONSTARTUP VIRTUAL_ENV
+"""
+KEPT = """
+    UV_INDEX UV_INDEX_URL UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL UV_INDEX_COMPANY_USERNAME
+    UV_INDEX_COMPANY_PASSWORD UV_FIND_LINKS UV_KEYRING_PROVIDER UV_INSECURE_HOST
+    UV_SYSTEM_CERTS UV_NATIVE_TLS UV_HTTP_TIMEOUT UV_CACHE_DIR UV_NO_CACHE UV_LINK_MODE
+    UV_OFFLINE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_NO_INDEX PIP_FIND_LINKS
+    PIP_TRUSTED_HOST PIP_CERT PIP_CLIENT_CERT PIP_PROXY PIP_CONFIG_FILE PIP_CACHE_DIR
+    PIP_DEFAULT_TIMEOUT PIP_RETRIES HTTP_PROXY HTTPS_PROXY https_proxy ALL_PROXY
+    NO_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE PYENV_VERSION
+"""
 
 
 @pytest.mark.parametrize("target", ["all", "test", "lock"])
-def test_what_the_caller_set_for_uv_pip_and_python_reaches_no_command(fakes, target):
-    calls = fakes.make(target, variables=dict.fromkeys(FOREIGN, "of the caller"))
+def test_the_caller_decides_how_packages_are_fetched_but_not_where_to(fakes, target):
+    kept = dict.fromkeys(KEPT.split(), "of the caller")
+    dropped = dict.fromkeys(DROPPED.split(), "of the caller")
+    calls = fakes.make(
+        target, "PIP_REPORT=x", "UV_BUILD_CONSTRAINT=x", **kept, **dropped
+    )
     assert len(calls) > 5
-    for call in calls:
-        reached = [name for name in FOREIGN if name in call.environment]
-        assert reached == [], call.command
-
-
-def test_nor_does_what_is_set_on_the_command_line_of_make(fakes: Fakes):
-    for call in fakes.make("UV_SYSTEM_PYTHON=1", "PIP_USER=1"):
-        assert not call.environment.keys() & {"UV_SYSTEM_PYTHON", "PIP_USER"}
-
-
-FETCHING = [
-    *("UV_INDEX", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL"),
-    *("UV_INDEX_COMPANY_USERNAME", "UV_INDEX_COMPANY_PASSWORD", "UV_FIND_LINKS"),
-    *("UV_KEYRING_PROVIDER", "UV_INSECURE_HOST", "UV_SYSTEM_CERTS", "UV_NATIVE_TLS"),
-    *("UV_HTTP_TIMEOUT", "UV_CACHE_DIR", "UV_NO_CACHE", "UV_LINK_MODE", "UV_OFFLINE"),
-    *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS"),
-    *("PIP_TRUSTED_HOST", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_PROXY"),
-    *("PIP_CONFIG_FILE", "PIP_CACHE_DIR", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "NO_PROXY"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PYENV_VERSION"),
-]
-
-
-def test_the_caller_still_decides_how_packages_are_fetched(fakes: Fakes):
-    said = dict.fromkeys(FETCHING, "of the caller")
-    for call in fakes.make("test", variables=said):
-        reached = {name: call.environment.get(name) for name in FETCHING}
-        assert reached == said, call.command
+    for command, environment in calls:
+        assert environment.items() >= kept.items(), command
+        assert not environment.keys() & {*dropped, "PIP_REPORT", "UV_BUILD_CONSTRAINT"}
 
 
 def test_uv_trusts_the_certificates_of_the_system_where_there_are_any(fakes: Fakes):
@@ -177,44 +150,33 @@ def test_uv_trusts_the_certificates_of_the_system_where_there_are_any(fakes: Fak
         assert call.environment["UV_SYSTEM_CERTS"] == str(int(there))
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(fakes: Fakes):
-    first = commands(fakes.make("test"))
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_environment_whose_python_does_not_start_is_made_anew(fakes, is_gone):
+    first = fakes.commands("test")
     python = fakes.folder / ".venv/bin/python"
-    python.unlink()
-    python.symlink_to("/nowhere/python3.10")
-    assert commands(fakes.make("test")) == first
+    if is_gone:
+        python.unlink()
+        python.symlink_to("/nowhere/python3.10")
+    else:
+        script(python, "#!/bin/sh\nexit 127\n")
+    assert fakes.commands("test") == first
     assert python.is_file()
-
-
-def test_an_environment_whose_python_does_not_start_is_made_anew(fakes: Fakes):
-    first = commands(fakes.make())
-    python = fakes.folder / ".venv/bin/python"
-    python.write_text("#!/bin/sh\nexit 127\n", "utf-8")
-    assert commands(fakes.make()) == first
 
 
 def test_packages_that_the_environment_does_not_find_are_installed_again(fakes: Fakes):
     """As after an upgrade from Python 3.11 to 3.12 under the same path."""
-    _, *rest = commands(fakes.make())
+    _, *rest = fakes.commands()
+    (fakes.folder / ".venv/kept").touch()
     (fakes.folder / ".venv/bin/uv").unlink()
-    assert commands(fakes.make()) == ["python3 -m venv .venv", *rest]
-
-
-def test_an_environment_that_works_is_not_emptied(fakes: Fakes):
-    fakes.make()
-    kept = fakes.folder / ".venv/kept"
-    kept.touch()
-    (fakes.folder / ".venv/bin/uv").unlink()
-    fakes.make()
-    fakes.make("test")
-    assert kept.exists()
+    assert fakes.commands() == ["python3 -m venv .venv", *rest]
+    assert (fakes.folder / ".venv/kept").exists()
 
 
 @pytest.mark.parametrize("target", ["all"])
 def test_dvc_is_not_started_with_parameters_that_the_check_refuses(fakes, target):
-    assert any(" -m dvc " in line for line in commands(fakes.make(target)))
-    calls = commands(fakes.make(target, fails=True, variables={"CHECK": "1"}))
-    assert not any(" -m dvc " in line for line in calls)
+    assert any(" -m dvc " in line for line in fakes.commands(target))
+    refused = fakes.commands(target, fails=True, CHECK="1")
+    assert not any(" -m dvc " in line for line in refused)
 
 
 def test_make_help_names_every_target(fakes: Fakes):
@@ -223,3 +185,70 @@ def test_make_help_names_every_target(fakes: Fakes):
     listed = succeed(fakes.folder, "make", "help")
     named = [line.split()[1] for line in listed.splitlines()]
     assert sorted(named) == sorted(set(phony.split()[1:]) - {"new"})
+
+
+MAKE = """\
+#!/bin/sh
+# Records how it was called; the suite of some Pythons fails.
+{ echo "$@"; pwd; ls; env; } > "$RECORD"
+case "$*" in */broken/*) echo "1 failed" && exit 2 ;; esac
+"""
+STARTS = "#!/bin/sh\n"
+SHIM = "#!/bin/sh\nexit 127\n"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A home with a repository, and a PATH of make and what .ci/run uses, alone."""
+    script(tmp_path / "project/.ci/run", (ROOT / ".ci/run").read_text("utf-8"))
+    commit(tmp_path / "project")
+    (tmp_path / "project/uncommitted").touch()
+    script(tmp_path / "bin/make", MAKE)
+    for name in ("dirname", "env", "git", "ls", "mktemp", "rm", "sh", "sort", "tail"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
+    return tmp_path
+
+
+def run_ci(machine: Path, path: str = "", **variables: str):
+    path = f"{path}{machine / 'bin'}"
+    return run(machine / "project", ".ci/run", PATH=path, **variables)
+
+
+@pytest.mark.parametrize("root", [".pyenv", "elsewhere"])
+def test_ci_tests_every_python_and_fails_if_one_does(machine: Path, root):
+    first = script(machine / "bin/python3.11", STARTS)
+    broken = script(machine / "broken/python3.14", STARTS)
+    script(machine / "bin/python3.13", SHIM)
+    for version in ("3.13.2", "3.13.10", "3.11.99"):
+        script(machine / root / "versions" / version / "bin/python", STARTS)
+    newest = str(machine / root / "versions/3.13.10/bin/python")
+    variables = {} if root == ".pyenv" else {"PYENV_ROOT": str(machine / root)}
+    done = run_ci(machine, f"{machine / 'broken'}:", **variables)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "1 failed",
+        f"3.11  passed  {first}",
+        f"3.13  passed  {newest}",
+        f"3.14  FAILED  {broken}",
+    ]
+
+
+def test_ci_clones_the_commit_and_leaves_nothing_of_the_make_that_started_it(
+    machine: Path,
+):
+    python = script(machine / "bin/python3.12", STARTS)
+    done = run_ci(machine, MAKEFLAGS="n", MAKELEVEL="1", RECORD=str(machine / "record"))
+    assert (done.returncode, done.stdout) == (0, f"3.12  passed  {python}\n")
+    record = (machine / "record").read_text("utf-8")
+    arguments, folder, *rest = record.splitlines()
+    assert arguments == f"test PYTHON={python}"
+    assert not Path(folder).exists()
+    assert "uncommitted" not in rest
+    assert not [line for line in rest if line.startswith("MAKE")]
+
+
+def test_ci_fails_where_no_python_can_make_an_environment(machine: Path):
+    script(machine / "bin/python3.12", SHIM)
+    done = run_ci(machine)
+    assert done.returncode == 1
+    assert done.stdout == "There is no Python 3.11 to 3.14 on PATH or under pyenv\n"
