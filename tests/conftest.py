@@ -78,7 +78,7 @@ def succeed(folder: Path, *command: str, **variables: str) -> str:
 
 def commit(folder: Path, message: str = "a change") -> None:
     """Commit everything in a folder; make it a Git repository if it is none."""
-    succeed(folder, "git", "init", "--quiet")
+    succeed(folder, "git", "-c", "init.defaultBranch=main", "init", "--quiet")
     succeed(folder, "git", "add", "--all")
     options = ["--quiet", "--allow-empty", "--message", message]
     succeed(folder, "git", *AUTHOR, "commit", *options)

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,41 +18,41 @@ import pytest
 import yaml
 
 from tests.conftest import STAGES, copy, edit, succeed
+from tools import verify
 
 ONE_CORE = ["taskset", "-c", "0"]
 HASWELL = ["qemu-x86_64", "-cpu", "Haswell-noTSX"]
-Outputs = dict[str, bytes | None]
+IS_X86_64 = platform.machine() in ("x86_64", "AMD64")
 
 
-def outputs(folder: Path, *stages: str) -> Outputs:
+def outputs(folder: Path, *stages: str) -> dict[str, bytes | None]:
     """Read what stages have written, by path; None for a missing file."""
     entries = yaml.safe_load((folder / "dvc.lock").read_text("utf-8"))["stages"]
     paths = [out["path"] for stage in stages for out in entries[stage]["outs"]]
-    return {
-        path: (folder / path).read_bytes() if (folder / path).exists() else None
-        for path in paths
-    }
+    files = {path: folder / path for path in paths}
+    return {path: f.read_bytes() if f.exists() else None for path, f in files.items()}
 
 
-def rebuild(
+def changed_by_rebuild(
+    built: Path,
     folder: Path,
     *stages: str,
     prefix: Sequence[str] = (),
-    variables: Mapping[str, str] | None = None,
-) -> Outputs:
-    """Rerun stages without their outputs and without compiled programs."""
+    **variables: str,
+) -> list[str]:
+    """Rerun stages in a folder, and return the outputs that differ from the built ones.
+
+    They start without their outputs and without compiled programs.
+    """
     for path in outputs(folder, *stages):
         (folder / path).unlink()
     cache = repr(str(folder.parent / "jax"))
     edit(folder / "stages/plumbing/runtime.py", 'os.path.join(CACHE, "jax")', cache)
     for stage in stages:
         command = [*prefix, sys.executable, "-m", "stages", stage]
-        succeed(folder, *command, **(variables or {}))
-    return outputs(folder, *stages)
-
-
-def differing(one: Outputs, other: Outputs) -> list[str]:
-    return [path for path in one | other if one.get(path) != other.get(path)]
+        succeed(folder, *command, **variables)
+    before, after = outputs(built, *stages), outputs(folder, *stages)
+    return [path for path in before | after if before.get(path) != after.get(path)]
 
 
 @pytest.mark.slow
@@ -72,8 +72,7 @@ def test_another_person_elsewhere_at_another_time_writes_the_same_bytes(
         "PYTHONHASHSEED": "7",
         "COLUMNS": "40",
     }
-    rebuilt = rebuild(folder, *STAGES, variables=variables)
-    assert differing(rebuilt, outputs(built, *STAGES)) == []
+    assert changed_by_rebuild(built, folder, *STAGES, **variables) == []
 
 
 @pytest.mark.slow
@@ -95,30 +94,23 @@ def test_one_thread_and_variables_that_change_results_elsewhere_make_the_same_by
         "PYTHONUTF8": "0",  # with which this locale is plain ASCII
         "PYTHONCOERCECLOCALE": "0",
     }
-    rebuilt = rebuild(clone, *STAGES, prefix=ONE_CORE, variables=variables)
-    assert differing(rebuilt, outputs(built, *STAGES)) == []
-
-
-def shuffle_members(source: Path, target: Path) -> None:
-    """Write the members of a tar file into another one, in random order."""
-    with tarfile.open(source) as file:
-        members = [(member, file.extractfile(member)) for member in file.getmembers()]
-        contents = [(member, data.read() if data else b"") for member, data in members]
-    random.Random(0).shuffle(contents)
-    with tarfile.open(target, "w") as file:
-        for member, content in contents:
-            file.addfile(member, io.BytesIO(content))
+    assert changed_by_rebuild(built, clone, *STAGES, prefix=ONE_CORE, **variables) == []
 
 
 def test_the_order_of_the_archive_changes_only_the_archive_and_its_digest(clone, built):
     path = clone / "data/mnist_sample.tgz"
     before = sha256(path.read_bytes()).hexdigest()
-    shuffle_members(path, clone.parent / "shuffled.tar")
-    (clone.parent / "shuffled.tar").replace(path)
+    with tarfile.open(path) as file:
+        members = [(member, file.extractfile(member)) for member in file.getmembers()]
+        contents = [(member, data.read() if data else b"") for member, data in members]
+    random.Random(0).shuffle(contents)
+    with tarfile.open(path, "w") as file:
+        for member, content in contents:
+            file.addfile(member, io.BytesIO(content))
     edit(clone / "params.yaml", before, sha256(path.read_bytes()).hexdigest())
     # baseline and train read the tensors, and nothing from before them.
     stages = ["download", "preprocess", "report"]
-    changed = differing(rebuild(clone, *stages), outputs(built, *stages))
+    changed = changed_by_rebuild(built, clone, *stages)
     assert changed == ["data/archive", "metrics/report.html"]
 
 
@@ -134,10 +126,7 @@ def test_no_output_tells_where_when_or_on_which_machine_it_was_made(built):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"),
-    reason="the promise of same bytes is for x86-64",
-)
+@pytest.mark.skipif(not IS_X86_64, reason="the promise of same bytes is for x86-64")
 @pytest.mark.skipif(not shutil.which(HASWELL[0]), reason="qemu-user is not installed")
 def test_a_haswell_of_2013_trains_the_same_model(clone, built):
     """Emulated: a processor with AVX2 and without AVX-512.
@@ -146,6 +135,28 @@ def test_a_haswell_of_2013_trains_the_same_model(clone, built):
     """
     edit(clone / "params.yaml", "epochs: 20", "epochs: 2")
     native = copy(clone, clone.parent / "native")
-    rebuilt = rebuild(clone, "train", prefix=HASWELL)
-    assert differing(rebuilt, rebuild(native, "train")) == []
-    assert len(differing(rebuilt, outputs(built, "train"))) > 1  # it was trained
+    changed = changed_by_rebuild(built, native, "train")
+    assert len(changed) > 1  # it was trained
+    assert changed_by_rebuild(native, clone, "train", prefix=HASWELL) == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "own", "rebuilt", "verdict"),
+    [
+        ("json", '{"a": {"b": 0.5}}', '{"a": {"b": 0.500001}}', "same values to 1e-05"),
+        ("json", '{"a": {"b": 0.5}}', '{"a": {"b": 0.5001}}', "DIFFERENT VALUES"),
+        ("csv", "p,class\n2e-03,3\n", "p,class\n2.0001e-03,3\n", "same values"),
+        ("csv", "p,class\n2e-03,3\n", "p,class\n2.1e-03,3\n", "DIFFERENT VALUES"),
+        ("csv", "p,class\n2e-03,3\n", "p,class\n", "DIFFERENT VALUES"),
+        ("html", "<p>", "<b>", "look at it"),
+        ("html", None, "<b>", "DIFFERENT BYTES"),
+    ],
+)
+def test_where_bytes_may_differ_verify_compares_values(
+    tmp_path, suffix, own, rebuilt, verdict
+):
+    files = tmp_path / f"rebuilt.{suffix}", tmp_path / f"own.{suffix}"
+    for file, text in zip(files, (rebuilt, own), strict=True):
+        if text is not None:
+            file.write_text(text, "utf-8")
+    assert verdict in verify.compare(*files)

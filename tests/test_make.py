@@ -97,6 +97,12 @@ def test_make_installs_the_lock_once_then_checks_runs_and_shows(fakes: Fakes):
     assert fakes.commands() == rest
 
 
+def test_make_pulls_where_dvc_has_a_default_remote(fakes: Fakes):
+    (fakes.folder / ".dvc").mkdir()
+    (fakes.folder / ".dvc/config").write_text("[core]\n    remote = store\n", "utf-8")
+    assert ".venv/bin/python -m dvc repro --pull" in fakes.commands()
+
+
 def test_another_python_can_be_named(fakes: Fakes):
     assert fakes.commands("PYTHON=python3.12")[0].startswith("python3.12 -m venv")
     shutil.rmtree(fakes.folder / ".venv")

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from stages import download
-from stages.evaluation import outputs
 import hermetic
+from stages import download, model
+from stages.evaluation import outputs
 from stages.plumbing import artifacts, npz, parameters, runtime
 from stages.plumbing.errors import UserError
 
-SECTIONS = parameters.Section.__subclasses__()
+SECTIONS = [*parameters.Section.__subclasses__(), parameters.settings(model.init)]
 
 
 def check_archive() -> None:
@@ -44,22 +44,22 @@ def check_archive() -> None:
 
 
 def check_loss() -> None:
-    """Raise UserError if the loss is for pairs of classes, and there are more."""
+    """Raise UserError if the loss is for two classes, and there are more."""
     count = len(parameters.load(parameters.Data).classes)
     loss = parameters.load(parameters.Train).loss
-    linear.outputs_of(loss, 1 if count == 2 else count)
+    outputs.outputs_of(loss, 1 if count == 2 else count)
 
 
 def check_batch_size() -> None:
     """Raise UserError if a batch is larger than the training set.
 
-    Needs a data/tensors.npz that was made with the current parameters.
+    Passes unless data/tensors.npz is that of the current parameters.
     """
     batch_size = parameters.load(parameters.Train).batch_size
     made = _locked("download") and _locked("preprocess")
-    sizes = {out["path"]: out["size"] for out in made["outs"]} if made else {}
-    if not os.path.exists(artifacts.TENSORS):
+    if not made or not os.path.exists(artifacts.TENSORS):
         return
+    sizes = {out["path"]: out["size"] for out in made["outs"]}
     if sizes.get(artifacts.TENSORS) != os.path.getsize(artifacts.TENSORS):
         return
     dtypes = {"train_labels": "uint8"}
@@ -77,26 +77,26 @@ def _outs() -> Iterator[tuple[str, str]]:
         for stage in hermetic.read_params("stages", "dvc.yaml"):
             if declared := hermetic.declaration(stage):
                 yield from ((stage, out) for out in declared.outs)
-    except Exception:  # DVC tells what is wrong with dvc.yaml, and deletes nothing
+    except Exception:  # DVC reports errors in dvc.yaml, and deletes nothing
         return
 
 
 def _locked(stage: str) -> dict[str, Any] | None:
-    """Return the entry of a stage in dvc.lock unless its parameters have changed."""
+    """Return a stage's entry in dvc.lock; None if its parameters have changed since."""
     try:
         entry = hermetic.read_params("stages", "dvc.lock")[stage]
         for file, values in entry["params"].items():
-            # A dotted key repeats a part of a section that is listed as a whole.
+            # Skip dotted keys (data.size): their sections are listed, too.
             sections = [key for key in values if "." not in key]
             if any(hermetic.read_params(key, file) != values[key] for key in sections):
                 return None
-    except Exception:  # there is none, or DVC tells what is wrong with it
+    except Exception:  # it is missing, or DVC reports its errors
         return None
     return entry
 
 
 def errors() -> list[str]:
-    """Return the first error of every section, and those of sections together."""
+    """Return the first error of each section, and those that concern several."""
     checks: list[Callable[[], Any]] = [
         *(partial(parameters.load, section) for section in SECTIONS),
         check_archive,
@@ -108,7 +108,7 @@ def errors() -> list[str]:
         try:
             check()
         except UserError as error:
-            found[str(error)] = None  # once, though several checks read a section
+            found[str(error)] = None  # once, though several checks load a section
     return list(found)
 
 

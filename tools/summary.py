@@ -5,14 +5,14 @@ from stages.plumbing.errors import UserError
 
 
 def main() -> None:
-    """Print a row per metric; those of single classes are in the report."""
+    """Print a row per metric; those of a single class are in the report."""
     try:
         baseline = artifacts.load_json(artifacts.BASELINE_METRICS)
-        linear = artifacts.load_json(artifacts.MODEL_METRICS)
+        model = artifacts.load_json(artifacts.MODEL_METRICS)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run dvc repro") from None
-    print(f"\n{'':20}{'baseline':>10}{'linear':>10}")
-    for name, value in linear.items():
+    print(f"\n{'':20}{'baseline':>10}{'model':>10}")
+    for name, value in model.items():
         if isinstance(value, float):
             other = f"{baseline[name]:.4f}" if name in baseline else "-"
             print(f"{name:20}{other:>10}{value:>10.4f}")

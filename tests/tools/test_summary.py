@@ -16,7 +16,7 @@ def test_any_terminal_can_show_the_table(built: Path):
 
 def test_missing_metrics_are_named_with_the_remedy(sources: Path, tmp_path: Path):
     folder = copy(sources, tmp_path / "a clone")
-    for name in ("linear.json", "baseline.json"):
+    for name in ("model.json", "baseline.json"):
         (folder / "metrics" / name).unlink()
         done = run(folder, "python", "-m", "tools.summary")
         assert (done.returncode, done.stdout) == (1, "")
