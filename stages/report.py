@@ -1,18 +1,18 @@
 """Measure the linear model, compare it with the baseline, and show where both fail."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages import model
 from stages.evaluation import metrics, outputs
 from stages.evaluation.model_file import TrainedModel
 from stages.page import pictures
-from stages.page.charts import Curves
-from stages.page.render import Predictions, Results, render
+from stages.page.render import Predictions, Results, is_linear, pixel_images, render
 from stages.plumbing import artifacts, npz, parameters, runtime, tensors
 from stages.plumbing.errors import UserError, damaged
 from stages.plumbing.tensors import Split
@@ -37,14 +37,15 @@ INPUTS = [
 BLOCK = 4096
 """Images whose logits and probabilities of all K classes are in memory at a time."""
 
+BLANK = Image.new("L", (1, 1), "white")
+"""Stands for the weights of a model that has none per pixel."""
+
 Floats = NDArray[np.float64]
 
 
 class Probabilities(NamedTuple):
     """The probabilities of N images that the report needs."""
 
-    p_first: Floats
-    """(N,), of the first class."""
     p_predicted: Floats
     """(N,), of the predicted class."""
     p_actual: Floats
@@ -76,7 +77,7 @@ def predict_baseline(to_means: NDArray[np.float32]) -> Predictions:
 def predict_trained(
     valid: Split, trained: TrainedModel
 ) -> tuple[Predictions, Probabilities]:
-    """Predict the classes of N images, ranked by logit, and three probabilities."""
+    """Predict the classes of N images, ranked by logit, and two probabilities."""
     count = len(valid.images)
     labels, ranking = np.empty(count, np.int64), np.empty(count)
     p = Probabilities(*np.empty((len(Probabilities._fields), count)))
@@ -87,24 +88,19 @@ def predict_trained(
         rows = np.arange(len(logits))
         labels[block] = outputs.predicted_labels(logits, trained.outputs)
         ranking[block] = logits[:, 0]
-        p.p_first[block] = probabilities[:, 0]
         p.p_predicted[block] = probabilities[rows, labels[block]]
         p.p_actual[block] = probabilities[rows, valid.labels[block]]
     return Predictions(labels, ranking), p
 
 
 def prediction_rows(
-    indices: Iterable[int],
-    valid: Split,
-    predicted: NDArray[np.integer],
-    p: Probabilities,
-    classes: list[str],
+    valid: Split, predicted: NDArray[np.integer], p: Probabilities, classes: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row of metrics/predictions.csv for each index of a validation image."""
-    for i in indices:
+    """Yield the rows of metrics/predictions.csv, one for each validation image."""
+    for i, image in enumerate(valid.images):
         yield {
             "index": i,
-            "digest": digest_image(valid.images[i]),
+            "digest": digest_image(image),
             "actual": classes[valid.labels[i]],
             "predicted": classes[predicted[i]],
             # As text, since six decimals would be too few for a small one.
@@ -127,25 +123,6 @@ def most_confident_mistakes(
     return wrong[np.argsort(-p_predicted[wrong], kind="stable")][:count]
 
 
-def pair_curves(
-    actual: NDArray, predictions: Mapping[str, Predictions], p_first: Floats
-) -> Curves:
-    """Compute the ROC curve of each model, and the calibration of the linear one.
-
-    `p_first` (N,) are its probabilities of the first class.
-    """
-    positive = actual == 0
-    probability, hits, totals = metrics.calibration(p_first, positive)
-    intervals = [
-        metrics.wilson(int(hit), int(total))
-        for hit, total in zip(hits, totals, strict=True)
-    ]
-    return Curves(
-        {name: metrics.roc(p.ranking, positive) for name, p in predictions.items()},
-        np.column_stack([probability, hits / totals, intervals]),
-    )
-
-
 def digest(path: str) -> str:
     """Return the MD5 of a file, as dvc.lock has it."""
     with open(path, "rb") as file:
@@ -155,19 +132,20 @@ def digest(path: str) -> str:
 
 def galleries(results: Results) -> dict[str, bytes]:
     """Draw the pictures for `dvc plots`, by path."""
-    rows = results.mistakes
-    names = pictures.drawable_names(results.classes)
-    by_class = dict(zip(results.classes, names, strict=True))
-    means = pictures.shrink(results.means, pictures.SIDE)
-    weights = pictures.shrink(results.weights, pictures.SIDE)
-    images = (results.valid.images[row["index"]] for row in rows)
-    wrong = pictures.shrink(images, pictures.SIDE)
-    pair = len(weights) == 1
-    outputs = [f"{names[0]} red, {names[1]} blue"] if pair else names
-    mistakes = [
-        f"{r['index']}: {by_class[r['actual']]} predicted as {by_class[r['predicted']]}"
-        for r in rows
-    ]
+    trained, (images, actual) = results.trained, results.valid
+    names = pictures.drawable_names(trained.classes)
+    predicted = results.predictions["model"].labels
+    weights = pixel_images(trained)
+    if not is_linear(trained):
+        outputs = [f"unit {k}" for k in range(1, len(weights) + 1)]
+    elif len(weights) == 1:
+        outputs = [f"{names[0]} red, {names[1]} blue"]
+    else:
+        outputs = names
+    means, weights, wrong = (
+        pictures.shrink(drawn, pictures.SIDE)
+        for drawn in (results.means, weights, (images[i] for i in results.mistakes))
+    )
     return {
         "metrics/means.png": pictures.gallery(
             pictures.grayscale(means), [f"mean: {name}" for name in names], columns=5
@@ -176,15 +154,22 @@ def galleries(results: Results) -> dict[str, bytes]:
             pictures.diverging(weights),
             [f"weights: {name}" for name in outputs],
             columns=5,
-        ),
+        )
+        if len(weights)
+        else pictures.gallery([BLANK], ["no weights per pixel"], columns=1),
         "metrics/mistakes.png": pictures.gallery(
-            pictures.grayscale(wrong), mistakes, columns=8
+            pictures.grayscale(wrong),
+            [
+                f"{i}: {names[actual[i]]} predicted as {names[predicted[i]]}"
+                for i in results.mistakes
+            ],
+            columns=8,
         ),
     }
 
 
 def main() -> None:
-    """Write the linear model's metrics and predictions, the galleries and the page."""
+    """Write the model's metrics and predictions, the galleries and the page."""
     sections = [*SECTIONS, parameters.settings(model.init)]
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in sections
@@ -196,63 +181,41 @@ def main() -> None:
     if (trained.classes, trained.image_size, trained.decoding) != expected:
         raise UserError(f"{artifacts.MODEL} was trained on other images: run dvc repro")
 
-    actual = valid.labels
-    pair = len(classes) == 2  # of classes, which alone has ROC curves
-    by_linear, p = predict_trained(valid, trained)
-    predictions = {"baseline": predict_baseline(to_means), "linear": by_linear}
-    correct = {name: p.labels == actual for name, p in predictions.items()}
-    mistakes = most_confident_mistakes(
-        actual, by_linear.labels, p.p_predicted, params["report"].mistakes
-    )
-    columns = valid, by_linear.labels, p, classes
+    predictions, p = predict_trained(valid, trained)
     measured = metrics.classification_metrics(
-        actual,
-        by_linear.labels,
+        valid.labels,
+        predictions.labels,
         classes,
-        by_linear.ranking if pair else None,
+        predictions.ranking if len(classes) == 2 else None,
         p.p_actual,
     )
     results = Results(
         params=params,
         digests={path: digest(path) for path in INPUTS},
-        classes=classes,
         valid=valid,
+        valid_in_train=valid_in_train,
         means=means,
         distance=distance,
-        weights=trained.params["weights"].T.reshape(-1, *trained.image_size),
-        bias=trained.params["bias"],
-        outputs=trained.outputs,
-        decoding=trained.decoding,
-        predictions=predictions,
         distances=to_means[0],
+        trained=trained,
+        predictions={"baseline": predict_baseline(to_means), "model": predictions},
+        p_predicted=p.p_predicted,
         metrics={
             "baseline": artifacts.load_json(artifacts.BASELINE_METRICS),
-            "linear": measured,
+            "model": measured,
         },
-        confusion={
-            name: metrics.confusion_matrix(actual, p.labels, len(classes))
-            for name, p in predictions.items()
-        },
-        mcnemar=metrics.mcnemar(correct["linear"], correct["baseline"]),
-        copies=int(valid_in_train.sum()),
-        accuracy_without_copies={
-            name: float(right[~valid_in_train].mean())
-            for name, right in correct.items()
-            if not valid_in_train.all()
-        },
-        curves=pair_curves(actual, predictions, p.p_first) if pair else None,
         history=artifacts.load_csv(artifacts.HISTORY),
         sensitivity=artifacts.load_json(artifacts.SENSITIVITY),
-        mistakes=[
-            {**row, "p_predicted": float(row["p_predicted"])}
-            for row in prediction_rows(mistakes.tolist(), *columns)
-        ],
+        mistakes=most_confident_mistakes(
+            valid.labels, predictions.labels, p.p_predicted, params["report"].mistakes
+        ),
     )
-
     artifacts.publish(
         {
             artifacts.MODEL_METRICS: measured,
-            artifacts.PREDICTIONS: prediction_rows(range(len(actual)), *columns),
+            artifacts.PREDICTIONS: prediction_rows(
+                valid, predictions.labels, p, classes
+            ),
             **galleries(results),
             artifacts.REPORT: render(results),
         }

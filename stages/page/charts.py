@@ -1,132 +1,104 @@
 """The page's charts: lines, bars and ticks in the coordinates of an SVG drawing."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 300, 200
-"""The size of a chart without its labels, as in template.html.j2."""
-MAX_DOTS = 30
-"""A line of more points has no dot at each point."""
-MAX_EPOCHS = 200
-"""Of a longer training, this many epochs are drawn."""
+from stages.evaluation import metrics
+
+SIZE = (300, 200)  # of a chart without its labels, as in template.html.j2
+MAX_DOTS = 30  # lines of more points have no dot at each
+MAX_EPOCHS = 200  # longer histories are thinned
 DIAGONAL = ((0.0, 1.0), (0.0, 1.0))
-REFERENCES = {"chance", "ideal"}
-"""The lines that show no data, and have no dots."""
 
 Floats = NDArray[np.floating]
-Range = tuple[float, float]
-Line = tuple[Sequence[float] | Floats, Sequence[float] | Floats]
-"""The x and the y of its points."""
-Point = tuple[str, str]
+Values = Sequence[float] | Floats
+Chart = dict[str, Any]  # what the template draws, as `chart` returns it
 
 
-class Curves(NamedTuple):
-    """How the scores for the first class of a pair do at every threshold."""
+def pair_charts(
+    rankings: Mapping[str, Floats], p_first: Floats, is_first: NDArray[np.bool_]
+) -> list[Chart]:
+    """Draw the ROC curve of each ranking (N,), and the calibration of `p_first` (N,).
 
-    roc: Mapping[str, tuple[Floats, Floats]]
-    """By model: false and true positive rates."""
-    calibration: Floats
-    """(bins, 4): mean probability, share of the first class, its 95 % interval."""
-
-
-class Chart(NamedTuple):
-    """What the template draws; coordinates are strings."""
-
-    title: str
-    labels: tuple[str, str]
-    """Of the x and the y axis."""
-    ticks: tuple[list[tuple[str, str]], list[tuple[str, str]]]
-    """On the x and the y axis: coordinate and text."""
-    lines: dict[str, list[Point]]
-    dots: list[str]
-    """The names of the lines with a dot at each point."""
-    bars: list[tuple[str, str, str]]
-    """Vertical: x, the lower y, the upper y."""
-
-
-def pair_charts(curves: Curves) -> list[Chart]:
-    """Draw the ROC curves of both models and the calibration of the linear one."""
+    `p_first` are the trained model's probabilities of the first class of a pair.
+    """
     rates = ("false positive rate", "true positive rate")
-    probability, share, low, high = curves.calibration.T
-    calibration: dict[str, Line] = {"ideal": DIAGONAL, "linear": (probability, share)}
+    roc = {name: metrics.roc(ranking, is_first) for name, ranking in rankings.items()}
+    probability, hits, totals = metrics.calibration(p_first, is_first)
+    counts = zip(hits.tolist(), totals.tolist(), strict=True)
+    low, high = np.transpose([metrics.wilson(*count) for count in counts])
     return [
-        chart("ROC", rates, {"chance": DIAGONAL, **curves.roc}),
-        chart("ROC, upper left", rates, curves.roc, ((0, 0.2), (0.8, 1))),
+        chart("ROC", rates, {"chance": DIAGONAL, **roc}),
+        chart("ROC, upper left", rates, roc, ((0, 0.2), (0.8, 1))),
         chart(
             "Calibration",
             ("probability", "share, 95 % interval"),
-            calibration,
+            {"ideal": DIAGONAL, "model": (probability, hits / totals)},
             DIAGONAL,
-            list(zip(probability, low, high, strict=True)),
+            (probability, low, high),
         ),
     ]
 
 
 def epoch_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     """Draw loss and accuracy by epoch, without the untrained model's."""
-    drawn = {int(i) for i in np.linspace(1, len(history) - 1, MAX_EPOCHS)}
-    rows = [history[i] for i in sorted(drawn)]
-    epochs = [row["epoch"] for row in rows]
-    charts = []
-    for measure in ("loss", "accuracy"):
-        lines: dict[str, Line] = {
-            split: (epochs, [row[f"{split}_{measure}"] for row in rows])
-            for split in ("train", "valid")
-        }
-        title = f"{measure.capitalize()} by epoch"
-        charts.append(chart(title, ("epoch", measure), lines))
-    return charts
+    drawn = np.unique(np.linspace(1, len(history) - 1, MAX_EPOCHS).astype(int))
+
+    def column(name: str) -> list[float]:
+        return [history[i][name] for i in drawn]
+
+    return [
+        chart(
+            f"{measure.capitalize()} by epoch",
+            ("epoch", measure),
+            {
+                s: (column("epoch"), column(f"{s}_{measure}"))
+                for s in ("train", "valid")
+            },
+        )
+        for measure in ("loss", "accuracy")
+    ]
 
 
 def chart(
     title: str,
     labels: tuple[str, str],
-    lines: Mapping[str, Line],
-    ranges: tuple[Range, Range] | None = None,
-    bars: Sequence[tuple[float, float, float]] = (),
+    lines: Mapping[str, tuple[Values, Values]],
+    ranges: Sequence[tuple[float, float]] = (),
+    bars: tuple[Values, Values, Values] = ((), (), ()),
 ) -> Chart:
-    """Scale lines, and vertical bars at x from y to y, to the size of a chart.
+    """Scale lines (x, y), and vertical bars (x, low y, high y), to SIZE.
 
     The ranges of x and y are those of the lines unless given.
     """
-    x_range, y_range = ranges or (
-        _range([x for x, _ in lines.values()]),
-        _range([y for _, y in lines.values()]),
-    )
+    if not ranges:
+        joined = [
+            np.concatenate(values) for values in zip(*lines.values(), strict=True)
+        ]
+        ranges = [(values.min(), values.max()) for values in joined]
 
-    def x_at(value: float) -> str:
-        return f"{WIDTH * _fraction(value, x_range):.1f}"
+    def scaled(axis: int, values: Values) -> Floats:
+        low, high = ranges[axis]
+        fractions = (np.asarray(values) - low) / ((high - low) or 1)
+        return np.round(SIZE[axis] * (1 - fractions if axis else fractions), 1)
 
-    def y_at(value: float) -> str:
-        return f"{HEIGHT * (1 - _fraction(value, y_range)):.1f}"
-
-    def points(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> list[Point]:
-        if len(x) <= MAX_DOTS:
-            return [(x_at(i), y_at(j)) for i, j in zip(x, y, strict=True)]
-        turns = _turns(np.asarray(x), np.asarray(y))
-        return _corners((x_at(x[i]), y_at(y[i])) for i in turns)
-
-    dots = [
-        name
-        for name, (x, _) in lines.items()
-        if len(x) <= MAX_DOTS and name not in REFERENCES
-    ]
-    return Chart(
-        title,
-        labels,
-        (
-            [(x_at(tick), f"{tick:.10g}") for tick in ticks(*x_range)],
-            [(y_at(tick), f"{tick:.10g}") for tick in ticks(*y_range)],
-        ),
-        {name: points(*line) for name, line in lines.items()},
-        dots,
-        [(x_at(x), y_at(low), y_at(high)) for x, low, high in bars],
-    )
+    points = {n: np.stack([scaled(0, x), scaled(1, y)]) for n, (x, y) in lines.items()}
+    dotted = {name for name, line in points.items() if line.shape[1] <= MAX_DOTS}
+    x, *ends = bars
+    axes = [(axis, ticks(*ranges[axis])) for axis in (0, 1)]
+    return {
+        "title": title,
+        "labels": labels,
+        "ticks": [list(zip(scaled(a, v), v, strict=True)) for a, v in axes],
+        "lines": {n: (p if n in dotted else corners(p)).T for n, p in points.items()},
+        "dotted": dotted - {"chance", "ideal"},  # these show no data
+        "bars": np.transpose([scaled(0, x), *(scaled(1, y) for y in ends)]),
+    }
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -144,33 +116,12 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(multiple * step) for multiple in multiples]
 
 
-def _range(values: Sequence[Sequence[float] | Floats]) -> Range:
-    joint = np.concatenate(values)
-    return float(joint.min()), float(joint.max())
+def corners(points: Floats) -> Floats:
+    """Drop the points (2, M) inside straight horizontal or vertical runs.
 
-
-def _fraction(value: float, span: Range) -> float:
-    return (value - span[0]) / ((span[1] - span[0]) or 1)
-
-
-def _turns(x: Floats, y: Floats) -> list[int]:
-    """Return the indices of the points that are not inside straight runs.
-
-    What `_corners` does once points are scaled and rounded, but faster: a ROC curve has
-    a point for every score, most of them inside runs.
+    A ROC curve has a point for every score, most of them inside runs.
     """
-    moves = np.stack([np.diff(x) != 0, np.diff(y) != 0])
-    inside = (moves[:, 1:] == moves[:, :-1]).all(0) & ~moves[:, 1:].all(0)
-    return np.flatnonzero(np.concatenate([[True], ~inside, [True]])).tolist()
-
-
-def _corners(points: Iterable[Point]) -> list[Point]:
-    """Drop the points inside straight horizontal or vertical runs."""
-    kept: list[Point] = []
-    for point in points:
-        if len(kept) > 1 and any(
-            kept[-2][axis] == kept[-1][axis] == point[axis] for axis in (0, 1)
-        ):
-            kept.pop()
-        kept.append(point)
-    return kept
+    points = points[:, np.r_[True, (np.diff(points) != 0).any(0)]]  # no repeated point
+    still = np.diff(points) == 0
+    inside = (still[:, 1:] & still[:, :-1]).any(0)
+    return points[:, np.r_[True, ~inside, True][: points.shape[1]]]

@@ -1,4 +1,4 @@
-"""Images in gray or blue-white-red: data URIs for the page, PNG galleries for DVC."""
+"""Images in gray or blue-white-red: pictures for the page, galleries for DVC."""
 
 import base64
 import io
@@ -12,18 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 BLUE, RED = b"\x32\x88\xbd", b"\xd6\x40\x4e"
 BORDER = "#c8c8c8"
-MAX_STRETCH = 4
-"""No side of a picture is longer than this many sides of a square of its area."""
+MAX_STRETCH = 4  # longest side of a picture, in sides of a square of its area
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # The parts of a gallery, in pixels.
-SIDE = 140
-"""An image has at most the area of a square of this side."""
+SIDE = 140  # an image has at most the area of a square of this side
 GAP = 20
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES, MAX_CHARACTERS = 3, 60
-NO_CHARACTER = "\uffff"
-"""No font has it."""
+NO_CHARACTER = "\uffff"  # in no font
 
 
 def scale(width: int, height: int, side: float) -> float:
@@ -41,7 +38,16 @@ def shrink(images: Iterable[NDArray], side: float) -> NDArray:
     Smaller ones stay as they are. uint8 stays uint8, and float32 float32. Memory-mapped
     images are read one at a time.
     """
-    return np.array([_shrink(image, side) for image in images])
+
+    def shrunk(image: NDArray) -> NDArray:
+        height, width = image.shape
+        by = scale(width, height, side)
+        if by >= 1:
+            return image
+        size = max(1, round(width * by)), max(1, round(height * by))
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+    return np.array([shrunk(image) for image in images])
 
 
 def grayscale(images: NDArray) -> list[Image.Image]:
@@ -67,9 +73,9 @@ def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
 
 
 def confusion(matrix: NDArray[np.int64]) -> Image.Image:
-    """Draw a confusion matrix (K, K), a pixel each: right is blue, wrong is red.
+    """Draw a confusion matrix (K, K), a pixel per cell: right is blue, wrong is red.
 
-    The opacity is the cube root of the share of the row, so that few are seen, too.
+    The opacity is the cube root of the share of the row, so that rare confusions show.
     """
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     signs = 1 - 2 * np.eye(len(matrix))
@@ -77,15 +83,20 @@ def confusion(matrix: NDArray[np.int64]) -> Image.Image:
     return image
 
 
-def data_uri(image: Image.Image) -> str:
-    """Encode an image as the URI of a PNG file."""
+def png(image: Image.Image) -> bytes:
+    """Encode an image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image) -> str:
+    """Encode an image as the URI of a PNG file."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def drawable_names(classes: Sequence[str]) -> list[str]:
-    """Return the names that the font has; "class 0" is the first where it lacks one.
+    """Return the names; "class 0" for the first, if the font lacks a character of it.
 
     Pillow's own font has little beyond ASCII, and draws a box for the rest.
     """
@@ -107,41 +118,38 @@ def gallery(
 ) -> bytes:
     """Draw images of one size in a grid, a caption below each, as a PNG file.
 
-    So many images that there would be more rows than columns get more columns.
+    Many images get more columns, so that there are never more rows than columns.
     """
     font = ImageFont.load_default(FONT_SIZE)
     tiles = [_enlarge(image) for image in images]
-    texts = [_wrap(caption, font) for caption in captions]
+    texts = [wrap(caption, font) for caption in captions]
     columns = max(columns, math.ceil(math.sqrt(len(tiles))))
     columns = max(1, min(columns, len(tiles)))
     rows = max(1, math.ceil(len(tiles) / columns))
-    tile_height = max((tile.height for tile in tiles), default=SIDE)
-    lines = max(map(len, texts), default=0)
-    width = max([SIDE, *(tile.width for tile in tiles)]) + GAP
-    height = tile_height + GAP + lines * LINE_HEIGHT
+    tile_width, tile_height = tiles[0].size if tiles else (SIDE, SIDE)
+    width = max(SIDE, tile_width) + GAP
+    height = tile_height + GAP + max(map(len, texts), default=0) * LINE_HEIGHT
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
-        left = i % columns * width + (width - tile.width) // 2
+    for i, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
+        left = i % columns * width + (width - tile_width) // 2
         top = i // columns * height + GAP // 2
-        right, bottom = left + tile.width, top + tile.height
-        draw.rectangle((left - 1, top - 1, right, bottom), outline=BORDER)
+        middle, bottom = left + tile_width // 2, top + tile_height
+        draw.rectangle((left - 1, top - 1, left + tile_width, bottom), outline=BORDER)
         sheet.paste(tile, (left, top), tile)
-        for k, line in enumerate(text):
-            middle, above = left + tile.width // 2, bottom + 4 + k * LINE_HEIGHT
-            draw.text((middle, above), line, "black", font, anchor="ma")
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+        for k, line in enumerate(lines):
+            at = middle, bottom + 4 + k * LINE_HEIGHT
+            draw.text(at, line, "black", font, anchor="ma")
+    return png(sheet)
 
 
-def _shrink(image: NDArray, side: float) -> NDArray:
-    height, width = image.shape
-    by = scale(width, height, side)
-    if by >= 1:
-        return image
-    size = max(1, round(width * by)), max(1, round(height * by))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+def wrap(caption: str, font: Font) -> list[str]:
+    """Break a caption into lines that fit below an image; cut what is too long."""
+    for characters in range(MAX_CHARACTERS, 0, -1):
+        lines = textwrap.wrap(caption, characters, max_lines=MAX_LINES, placeholder="…")
+        if all(font.getlength(line) <= SIDE + GAP // 2 for line in lines):
+            break
+    return lines
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
@@ -149,12 +157,3 @@ def _enlarge(image: Image.Image) -> Image.Image:
     by = max(1, math.floor(scale(*image.size, SIDE)))
     size = image.width * by, image.height * by
     return image.convert("RGBA").resize(size, Image.Resampling.NEAREST)
-
-
-def _wrap(caption: str, font: Font) -> list[str]:
-    """Break a caption into lines that fit below an image; cut what is too long."""
-    for characters in range(MAX_CHARACTERS, 0, -1):
-        lines = textwrap.wrap(caption, characters, max_lines=MAX_LINES, placeholder="…")
-        if all(font.getlength(line) <= SIDE + GAP // 2 for line in lines):
-            break
-    return lines

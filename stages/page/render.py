@@ -2,6 +2,7 @@
 
 import base64
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,161 +13,114 @@ from jinja2 import Environment, FileSystemLoader, Template
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.evaluation.metrics import confusion_matrix, mcnemar
+from stages.evaluation.model_file import TrainedModel, pixel_weights
 from stages.page import charts, pictures
 from stages.plumbing.parameters import Section
 from stages.plumbing.tensors import Decoding, Split
 
-MAX_DIGITS = 4
-"""Decimals of a share that would round to none or all."""
-MAX_EMBEDDED = 500_000
-"""Models of more bytes are not embedded: nothing to try, but the page opens fast."""
-MANY = 20
-"""Of more classes, the confusion matrix is a picture, and what is long is folded."""
-WORST = 10
-"""How many of many classes, the worst, and of the confusions are shown first."""
-BARS = 5
-"""How many probabilities and distances of many are shown for an image."""
-SIDE = 144
-"""CSS pixels: a picture has the area of a square of this side, 9rem in style.css."""
-CRISP_SIDE = 96
-"""Images of more than the area of a square of this side have no crisp pixels."""
-MAX_PIXELS = 2_000_000
-"""All pictures of the means have at most so many pixels, and so have all weights."""
+TWIN = Path(__file__).parents[1] / "model.js"  # optional: the model in JavaScript
+MAX_EMBEDDED = 500_000  # bytes; larger models would make the page slow to open
+MANY = 20  # more classes: the confusion matrix is a picture, long lists scroll
+WORST = 10  # number of worst classes listed, and of confusions
+BARS = 5  # number of probabilities shown for an image, and of distances, if many
+SIDE = 144  # CSS pixels of a square of a picture's area, 9rem in style.css
+CRISP_SIDE = 96  # larger images are drawn smoothed
+MAX_PIXELS = 2_000_000  # budget for all mean images, and for all pictures of weights
+MAX_DIGITS = 4  # decimals of a share that would round to 0 or 1
+
+Floats = NDArray[np.floating]
 
 
 class Predictions(NamedTuple):
     """What a model predicts for N images."""
 
-    labels: NDArray[np.integer]
-    """(N,), indices into the K classes."""
-    ranking: NDArray[np.floating]
-    """(N,); for a pair of classes, the higher, the more likely is the first."""
+    labels: NDArray[np.integer]  # (N,), indices into the K classes
+    ranking: Floats  # (N,); for a pair of classes, higher favours the first class
 
 
 class Results(NamedTuple):
-    """Everything that the page shows. Mappings by model have baseline and linear."""
+    """What the page shows. Mappings by model have the keys `baseline` and `model`."""
 
-    params: Mapping[str, Section]
-    """By the name of the section."""
-    digests: Mapping[str, str]
-    """MD5 of the files that the results follow from, by path."""
-    classes: list[str]
-    """(K,)"""
-    valid: Split
-    """N images and labels."""
-    means: NDArray[np.float32]
-    """(K, H, W), the baseline."""
-    distance: str
-    """From an image to a mean, l1 or l2."""
-    weights: NDArray[np.float32]
-    """(C, H, W), of the linear model; C is 1 for a pair of classes, else K."""
-    bias: NDArray[np.float32]
-    """(C,), of the linear model."""
-    outputs: str
-    """What the C outputs mean, as in stages/model/linear.py."""
-    decoding: Decoding
-    """How image files become what the linear model takes."""
-    predictions: Mapping[str, Predictions]
-    """By model, for the N images."""
-    distances: NDArray[np.floating]
-    """(K,), from the first of the N images to the means."""
-    metrics: Mapping[str, Mapping[str, Any]]
-    """By model, as in metrics/*.json."""
-    confusion: Mapping[str, NDArray[np.int64]]
-    """By model, (K, K): rows are actual classes, columns predicted ones."""
-    mcnemar: tuple[int, int, float]
-    """Images that only linear gets right, that only baseline gets right, and p."""
-    copies: int
-    """How many of the N validation images are among the training images, too."""
-    accuracy_without_copies: Mapping[str, float]
-    """By model; empty if all of them are."""
-    curves: charts.Curves | None
-    """For a pair of classes."""
-    history: list[dict[str, float]]
-    """One row per epoch, as in metrics/history.csv."""
-    sensitivity: Mapping[str, float]
-    """As in metrics/sensitivity.json."""
-    mistakes: list[dict[str, Any]]
-    """Rows of metrics/predictions.csv, the most confident mistake first."""
+    params: Mapping[str, Section]  # params.yaml, by section
+    digests: Mapping[str, str]  # MD5 of the files behind the results, by path
+    valid: Split  # N images and labels
+    valid_in_train: NDArray[np.bool_]  # (N,), which are among the training images, too
+    means: NDArray[np.float32]  # (K, H, W), the baseline
+    distance: str  # from an image to a mean, l1 or l2
+    distances: Floats  # (K,), from the first of the N images to the means
+    trained: TrainedModel
+    predictions: Mapping[str, Predictions]  # by model, for the N images
+    p_predicted: Floats  # (N,), the trained model's, of the class that it predicts
+    metrics: Mapping[str, Mapping[str, Any]]  # by model, as in metrics/*.json
+    history: list[dict[str, float]]  # a row per epoch, as in metrics/history.csv
+    sensitivity: Mapping[str, float]  # empty if the model has no weights per pixel
+    mistakes: NDArray[np.intp]  # indices of images to show, most confident first
 
 
 def render(results: Results) -> str:
     """Return the page as HTML."""
-    images, means, weights = results.valid.images, results.means, results.weights
-    count, (height, width) = len(results.classes), means.shape[1:]
-    arrays = {"means": means, "weights": weights, "bias": results.bias}
-    embedded = sum(array.nbytes for array in arrays.values()) <= MAX_EMBEDDED
-    many = count > MANY
+    trained, (images, actual) = results.trained, results.valid
+    count, means, weights = len(trained.classes), results.means, pixel_images(trained)
+    labels = {name: p.labels for name, p in results.predictions.items()}
+    right = {name: predicted == actual for name, predicted in labels.items()}
+    matrices = {n: confusion_matrix(actual, p, count) for n, p in labels.items()}
+    new = ~results.valid_in_train
+    twin = load_twin(results)
+    # The model takes all pixels of the mistakes that can be tried.
+    side = math.inf if twin else sharp_side(len(results.mistakes))
     difference = images[0] / 255 - means[0]
-    untrained, *epochs = results.history
-    indices = [row["index"] for row in results.mistakes]
-    # Whole where they can be tried: the models take all their pixels.
-    side = math.inf if embedded else sharp_side(len(indices))
-    wrong = pictures.shrink((images[i] for i in indices), side)
-    mistakes = [
-        {**row, "image": uri, "baseline": results.classes[label]}
-        for row, uri, label in zip(
-            results.mistakes,
-            _uris(pictures.grayscale(wrong)),
-            results.predictions["baseline"].labels[indices],
-            strict=True,
-        )
-    ]
-    template = load_template("template.html.j2")
-    return template.render(
-        classes=results.classes,
-        shape=(height, width),
-        picture_style=picture_style(height, width),
-        many=many,
-        shown=MANY,
-        bars=BARS,
-        pad=offers_pad(images, results.decoding),
-        params=_flatten(results.params),
-        digests=results.digests,
-        share=format_share,
-        metrics=results.metrics,
-        copies=results.copies,
-        without_copies=results.accuracy_without_copies,
-        confusion={name: rows.tolist() for name, rows in results.confusion.items()},
-        matrices={
-            name: pictures.data_uri(pictures.confusion(rows))
-            for name, rows in results.confusion.items()
-            if many
-        },
-        confusions={name: confusions(m) for name, m in results.confusion.items()},
-        worst=sorted(results.classes, key=results.metrics["linear"]["f1"].get)[:WORST],
-        mcnemar=results.mcnemar,
-        pair_charts=charts.pair_charts(results.curves) if results.curves else [],
-        epoch_charts=charts.epoch_charts(results.history),
-        untrained=untrained,
-        worse=sum(row["train_loss"] > untrained["train_loss"] for row in epochs),
-        sensitivity=results.sensitivity,
-        means=_uris(pictures.grayscale(pictures.shrink(means, sharp_side(count)))),
-        weights=_uris(
-            pictures.diverging(pictures.shrink(weights, sharp_side(len(weights))))
-        ),
-        example=_uris(
-            [
-                *pictures.grayscale(pictures.shrink(images[:1], sharp_side(1))),
-                *pictures.diverging(
-                    pictures.shrink([difference], sharp_side(1)), limit=1
-                ),
-            ]
-        ),
-        distances=results.distances,
-        mistakes=mistakes,
-        model={
-            "classes": results.classes,
-            "shape": (height, width),
-            "bars": BARS if many else count,
-            "outputs": results.outputs,
-            "distance": results.distance,
-            "decoding": results.decoding._asdict(),
-            **{name: _base64(array) for name, array in arrays.items() if embedded},
-        },
-        embedded=embedded,
-        decoding=results.decoding,
-    )
+    derived = {
+        "params": _flatten(results.params),
+        "picture_style": picture_style(*trained.image_size),
+        "share": format_share,
+        "many": count > MANY,
+        "confusion": matrices,
+        "matrices": {n: _uris([pictures.confusion(m)])[0] for n, m in matrices.items()},
+        "confusions": {name: confusions(m) for name, m in matrices.items()},
+        "worst": WORST,
+        "mcnemar": mcnemar(right["model"], right["baseline"]),
+        "without_copies": {n: r[new].mean() for n, r in right.items() if new.any()},
+        "charts": charts.epoch_charts(results.history),
+        "pair_charts": _pair_charts(results) if count == 2 else [],
+        "mean_uris": _gray(means, sharp_side(count)),
+        "example": _gray(images[:1], sharp_side(1))
+        + _signed([difference], sharp_side(1), limit=1),
+        "weights": _signed(weights, sharp_side(len(weights))),
+        "linear": is_linear(trained),
+        "wrong": _gray((images[i] for i in results.mistakes), side),
+        "bars": BARS,
+        "pad": offers_pad(images, trained.decoding),
+        "twin": twin,
+        "embedded": twin and _embed(results),
+    }
+    return load_template("template.html.j2").render(results._asdict() | derived)
+
+
+def pixel_images(trained: TrainedModel) -> NDArray[np.float32]:
+    """Return the weights of the pixels as images (n, H, W); n is 0 without any.
+
+    Each is of a class or, if the model is not linear, of a hidden unit.
+    """
+    height, width = trained.image_size
+    name = pixel_weights(trained.params, height * width)
+    rows = trained.params[name] if name else np.empty((height * width, 0), np.float32)
+    return rows.reshape(height * width, -1).T.reshape(-1, height, width)
+
+
+def is_linear(trained: TrainedModel) -> bool:
+    """Return whether each weight is of a pixel and of a class, or pair of classes."""
+    shapes = [array.shape for array in trained.params.values() if array.ndim > 1]
+    outputs = 1 if len(trained.classes) == 2 else len(trained.classes)
+    return shapes == [(math.prod(trained.image_size), outputs)]
+
+
+def load_twin(results: Results) -> str:
+    """Return the model in JavaScript, or nothing if it is missing or too large."""
+    arrays = [results.means, *results.trained.params.values()]
+    if sum(a.nbytes for a in arrays) > MAX_EMBEDDED or not os.path.exists(TWIN):
+        return ""
+    return TWIN.read_text("utf-8")
 
 
 def load_template(name: str, *folders: Path) -> Template:
@@ -219,9 +173,9 @@ def confusions(matrix: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
 
 
 def format_share(share: float, digits: int, unit: int = 1) -> str:
-    """Format a share of 0 to 1, times the unit: what is not all never reads as all.
+    """Format a share of 0 to 1, times the unit; never round to none or to all.
 
-    Nor as none: more digits are shown where these would round to 0 or to the unit.
+    More digits are shown where these would round to 0 or to the unit.
     """
     for decimals in range(digits, digits + MAX_DIGITS):
         text = f"{unit * share:.{decimals}f}"
@@ -229,6 +183,38 @@ def format_share(share: float, digits: int, unit: int = 1) -> str:
             return text
     bound = min(max(unit * share, 10.0**-decimals), unit - 10.0**-decimals)
     return f"{'<' if share < bound / unit else '>'} {bound:.{decimals}f}"
+
+
+def _pair_charts(results: Results) -> list[charts.Chart]:
+    rankings = {name: p.ranking for name, p in results.predictions.items()}
+    predicted, p = results.predictions["model"].labels, results.p_predicted
+    is_first = results.valid.labels == 0
+    return charts.pair_charts(rankings, np.where(predicted == 0, p, 1 - p), is_first)
+
+
+def _embed(results: Results) -> dict[str, Any]:
+    """Return what script.js needs to run both models.
+
+    The outputs expected for two test images, a blank one and noise, tell it whether
+    the model in JavaScript is up to date.
+    """
+    trained, shape = results.trained, results.trained.image_size
+    noise = 7919 * np.arange(math.prod(shape)).reshape(shape) % 256  # as in script.js
+    tests = np.stack([0 * noise, noise]).astype(np.uint8)
+    count = len(trained.classes)
+    return {
+        "classes": trained.classes,
+        "shape": shape,
+        "bars": BARS if count > MANY else count,
+        "outputs": trained.outputs,
+        "distance": results.distance,
+        "means": _base64(results.means),
+        "arrays": {
+            name: {"shape": array.shape, "data": _base64(array)}
+            for name, array in trained.params.items()
+        },
+        "expected": trained.logits(tests).tolist(),
+    }
 
 
 def _flatten(params: Mapping[str, Section]) -> dict[str, str]:
@@ -240,6 +226,14 @@ def _flatten(params: Mapping[str, Section]) -> dict[str, str]:
         for name, section in params.items()
         for key, value in msgspec.structs.asdict(section).items()
     }
+
+
+def _gray(images: Iterable[NDArray], side: float) -> list[str]:
+    return _uris(pictures.grayscale(pictures.shrink(images, side)))
+
+
+def _signed(images: Iterable[NDArray], side: float, **limit: float) -> list[str]:
+    return _uris(pictures.diverging(pictures.shrink(images, side), **limit))
 
 
 def _uris(images: Iterable[Image.Image]) -> list[str]:

@@ -1,0 +1,9 @@
+// The twin of `forward` in stages/model.py, for the report's page. Optional: where it is
+// missing, or computes something else, the page does not offer to try the model.
+
+/** Return the outputs (C) for the pixels (H·W) of an image, in [0, 1]. */
+function forward({ weights, bias }, pixels) {
+  const [, count] = weights.shape;
+  return Array.from(bias.data, (value, c) =>
+    pixels.reduce((sum, pixel, i) => sum + pixel * weights.data[i * count + c], value));
+}
