@@ -101,14 +101,13 @@ def drawable_names(classes: Sequence[str]) -> list[str]:
     Pillow's own font has little beyond ASCII, and draws a box for the rest.
     """
     font = ImageFont.load_default(FONT_SIZE)
+    box = bytes(font.getmask(NO_CHARACTER))
 
-    def shape(character: str) -> tuple[tuple[int, int], bytes]:
-        mask = font.getmask(character)
-        return mask.size, bytes(mask)
+    def drawable(name: str) -> bool:
+        return all(bytes(font.getmask(character)) != box for character in name)
 
-    box = shape(NO_CHARACTER)
     return [
-        name if name.strip() and box not in map(shape, name) else f"class {label}"
+        name if name.strip() and drawable(name) else f"class {label}"
         for label, name in enumerate(classes)
     ]
 

@@ -66,9 +66,15 @@ def render(results: Results) -> str:
     right = {name: predicted == actual for name, predicted in labels.items()}
     matrices = {n: confusion_matrix(actual, p, count) for n, p in labels.items()}
     new = ~results.valid_in_train
-    twin = load_twin(results)
+    arrays = [means, *trained.params.values()]
+    small = sum(array.nbytes for array in arrays) <= MAX_EMBEDDED
+    twin = TWIN.read_text("utf-8") if small and os.path.exists(TWIN) else ""
     # The model takes all pixels of the mistakes that can be tried.
     side = math.inf if twin else sharp_side(len(results.mistakes))
+    bars = BARS if count > MANY else count
+    rankings = {name: p.ranking for name, p in results.predictions.items()}
+    p = results.p_predicted
+    p_first = np.where(labels["model"] == 0, p, 1 - p)  # of a pair of classes
     difference = images[0] / 255 - means[0]
     derived = {
         "params": _flatten(results.params),
@@ -82,17 +88,19 @@ def render(results: Results) -> str:
         "mcnemar": mcnemar(right["model"], right["baseline"]),
         "without_copies": {n: r[new].mean() for n, r in right.items() if new.any()},
         "charts": charts.epoch_charts(results.history),
-        "pair_charts": _pair_charts(results) if count == 2 else [],
+        "pair_charts": charts.pair_charts(rankings, p_first, actual == 0)
+        if count == 2
+        else [],
         "mean_uris": _gray(means, sharp_side(count)),
         "example": _gray(images[:1], sharp_side(1))
         + _signed([difference], sharp_side(1), limit=1),
         "weights": _signed(weights, sharp_side(len(weights))),
         "linear": is_linear(trained),
         "wrong": _gray((images[i] for i in results.mistakes), side),
-        "bars": BARS,
+        "bars": bars,
         "pad": offers_pad(images, trained.decoding),
         "twin": twin,
-        "embedded": twin and _embed(results),
+        "embedded": twin and {"bars": bars, **_embed(results)},
     }
     return load_template("template.html.j2").render(results._asdict() | derived)
 
@@ -113,14 +121,6 @@ def is_linear(trained: TrainedModel) -> bool:
     shapes = [array.shape for array in trained.params.values() if array.ndim > 1]
     outputs = 1 if len(trained.classes) == 2 else len(trained.classes)
     return shapes == [(math.prod(trained.image_size), outputs)]
-
-
-def load_twin(results: Results) -> str:
-    """Return the model in JavaScript, or nothing if it is missing or too large."""
-    arrays = [results.means, *results.trained.params.values()]
-    if sum(a.nbytes for a in arrays) > MAX_EMBEDDED or not os.path.exists(TWIN):
-        return ""
-    return TWIN.read_text("utf-8")
 
 
 def load_template(name: str, *folders: Path) -> Template:
@@ -162,14 +162,10 @@ def confusions(matrix: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
 
     Actual class, predicted class, how many images, and how many the actual class has.
     """
-    wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    wrong = matrix - np.diag(np.diag(matrix))
     most = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
-    pairs = zip(*(axis.tolist() for axis in np.divmod(most, len(matrix))), strict=True)
-    return [
-        (actual, predicted, int(matrix[actual, predicted]), int(matrix[actual].sum()))
-        for actual, predicted in pairs
-        if wrong[actual, predicted]
-    ]
+    cells = np.transpose(np.unravel_index(most, wrong.shape)).tolist()
+    return [(i, j, wrong[i, j], matrix[i].sum()) for i, j in cells if wrong[i, j]]
 
 
 def format_share(share: float, digits: int, unit: int = 1) -> str:
@@ -181,15 +177,8 @@ def format_share(share: float, digits: int, unit: int = 1) -> str:
         text = f"{unit * share:.{decimals}f}"
         if share in (0, 1) or float(text) not in (0, unit):
             return text
-    bound = min(max(unit * share, 10.0**-decimals), unit - 10.0**-decimals)
-    return f"{'<' if share < bound / unit else '>'} {bound:.{decimals}f}"
-
-
-def _pair_charts(results: Results) -> list[charts.Chart]:
-    rankings = {name: p.ranking for name, p in results.predictions.items()}
-    predicted, p = results.predictions["model"].labels, results.p_predicted
-    is_first = results.valid.labels == 0
-    return charts.pair_charts(rankings, np.where(predicted == 0, p, 1 - p), is_first)
+    step = 10.0**-decimals
+    return f"< {step:.{decimals}f}" if share < 0.5 else f"> {unit - step:.{decimals}f}"
 
 
 def _embed(results: Results) -> dict[str, Any]:
@@ -201,11 +190,9 @@ def _embed(results: Results) -> dict[str, Any]:
     trained, shape = results.trained, results.trained.image_size
     noise = 7919 * np.arange(math.prod(shape)).reshape(shape) % 256  # as in script.js
     tests = np.stack([0 * noise, noise]).astype(np.uint8)
-    count = len(trained.classes)
     return {
         "classes": trained.classes,
         "shape": shape,
-        "bars": BARS if count > MANY else count,
         "outputs": trained.outputs,
         "distance": results.distance,
         "means": _base64(results.means),
