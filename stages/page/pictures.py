@@ -62,7 +62,7 @@ def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
 
     The limit is the largest absolute value unless given.
     """
-    limit = limit or float(np.abs(values).max()) or 1.0
+    limit = limit or float(np.abs(values).max(initial=0)) or 1.0
     indices = np.rint(128 + 127 * np.clip(values / limit, -1, 1)).astype(np.uint8)
     alphas = bytes(min(255, 2 * abs(index - 128)) for index in range(256))
     images = [Image.fromarray(image) for image in indices]

@@ -1,0 +1,81 @@
+"""Results of random images and models, for the tests of the page."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stages import report
+from stages.baseline import distances
+from stages.evaluation.metrics import classification_metrics
+from stages.evaluation.model_file import TrainedModel
+from stages.page.render import Results
+from stages.plumbing import parameters
+from stages.plumbing.tensors import Decoding, Split
+
+PLAIN = Decoding(size=None, grayscale=False, background=None)
+
+
+def random_params(classes: Sequence[str], shape: tuple[int, int]) -> dict[str, Any]:
+    """Draw a linear model."""
+    outputs, pixels = 1 if len(classes) == 2 else len(classes), math.prod(shape)
+    random = np.random.default_rng(1)
+    weights = random.normal(0, 4 / np.sqrt(pixels), (pixels, outputs)).astype("f4")
+    return {"weights": weights, "bias": -weights.sum(0) / 2}
+
+
+def build_results(
+    classes: Sequence[str] = ("a", "b"),
+    shape: tuple[int, int] = (9, 9),
+    outputs: str = "sigmoid",
+    distance: str = "l1",
+    *,
+    params: dict[str, Any] | None = None,
+    decoding: Decoding = PLAIN,
+    images: np.ndarray | None = None,
+    mistakes: int = 24,
+    **changes: Any,
+) -> Results:
+    """Compute what the report would of 60 random images, or of `images`."""
+    random = np.random.default_rng(0)
+    if images is None:
+        images = random.integers(0, 256, (60, *shape), np.uint8)
+    valid = Split(images, (np.arange(len(images)) % len(classes)).astype(np.uint8))
+    means = random.random((len(classes), *shape), np.float32)
+    params = params or random_params(classes, shape)
+    trained = TrainedModel(params, [*classes], outputs, shape, decoding)
+    to_means = np.asarray(distances(images, means, distance))
+    by_model, p = report.predict_trained(valid, trained)
+    predictions = {"baseline": report.predict_baseline(to_means), "model": by_model}
+    pair = len(classes) == 2
+    epoch = {f"{s}_{m}": 0.5 for s in ("train", "valid") for m in ("loss", "accuracy")}
+    moments = ("loss_before", "loss_after", "accuracy_before", "accuracy_after")
+    results = Results(
+        params={
+            "baseline": parameters.Baseline(distance),
+            "data": parameters.Data([*classes], {"train": "a"}, None, False, None),
+            "train": parameters.Train(1, "brier", 1, "constant", 0, 0, 1, 1),
+        },
+        digests={"data/tensors.npz": "0" * 32},
+        valid=valid,
+        valid_in_train=np.zeros(len(images), bool),
+        means=means,
+        distance=distance,
+        distances=to_means[0],
+        trained=trained,
+        predictions=predictions,
+        p_predicted=p.p_predicted,
+        metrics={
+            name: classification_metrics(
+                valid.labels, q.labels, [*classes], q.ranking if pair else None
+            )
+            for name, q in predictions.items()
+        },
+        history=[{"epoch": 0, **epoch}, {"epoch": 1, **epoch}],
+        sensitivity={"pixel": 3, **dict.fromkeys(moments, 0.5)},
+        mistakes=report.most_confident_mistakes(
+            valid.labels, by_model.labels, p.p_predicted, mistakes
+        ),
+    )
+    return results._replace(**changes)
