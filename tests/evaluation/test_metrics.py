@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm  # type: ignore[import-untyped]
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from stages.evaluation import metrics
 from stages.evaluation.metrics import classification_metrics
@@ -134,3 +135,39 @@ def test_auc_and_log_loss_appear_only_with_what_they_need(count, given, absent):
     result = classification_metrics(actual, actual, classes, **arguments)
     assert absent not in result
     assert len(result) == 7 + bool(given)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
+def test_mcnemar_equals_a_binomial_test_of_images_only_one_model_gets_right(pairs):
+    first, second = np.array(pairs).T
+    gains, losses, p = metrics.mcnemar(first, second)
+    assert (gains, losses) == ((first > second).sum(), (second > first).sum())
+    assert p == pytest.approx(
+        binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+    )
+
+
+def test_mcnemar_of_many_images_is_quick_and_exact():
+    first = np.arange(40_000) < 20_300
+    assert metrics.mcnemar(first, ~first)[2] == pytest.approx(
+        binomtest(20_300, 40_000).pvalue
+    )
+
+
+@given(scored())
+def test_roc_equals_scikit_learn(data):
+    scores, positive = data
+    false, true, _ = sk.roc_curve(positive, scores, drop_intermediate=False)
+    np.testing.assert_allclose(metrics.roc(scores, positive), (false, true))
+
+
+probabilities = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.99, 1.0])
+
+
+@given(st.lists(st.tuples(st.booleans(), probabilities), min_size=2))
+def test_calibration_equals_scikit_learn(rows):
+    positive, scores = (np.array(column) for column in zip(*rows, strict=True))
+    share, mean = calibration_curve(positive, scores, n_bins=10)
+    found, hits, total = metrics.calibration(scores, positive)
+    np.testing.assert_allclose((found, hits / total), (mean, share))
+    assert total.sum() == len(rows)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def build_results(
     classes: Sequence[str] = ("a", "b"),
     shape: tuple[int, int] = (9, 9),
     outputs: str = "sigmoid",
-    distance: str = "l1",
+    distance: Literal["l1", "l2"] = "l1",
     *,
     params: dict[str, Any] | None = None,
     decoding: Decoding = PLAIN,
@@ -54,7 +54,9 @@ def build_results(
     results = Results(
         params={
             "baseline": parameters.Baseline(distance),
-            "data": parameters.Data([*classes], {"train": "a"}, None, False, None),
+            "data": parameters.Data(
+                tuple(classes), parameters.Splits("a", "b"), None, False, None
+            ),
             "train": parameters.Train(1, "brier", 1, "constant", 0, 0, 1, 1),
         },
         digests={"data/tensors.npz": "0" * 32},
