@@ -303,7 +303,7 @@ def test_rows_of_predictions_are_made_one_by_one(build, monkeypatch, rows_alive)
         report, "prediction_rows", lambda *columns: map(rows_alive, made(*columns))
     )
     page = build(noise(0, 12, 2, 4), noise(1, 3000, 2, 4), ["a", "b"])
-    assert len(re.findall('id="row-', page)) == 24
+    assert len(re.findall('id="picture-', page)) == 24
     assert rows_alive.made == 3000
     assert rows_alive.most < 5
     with open(artifacts.PREDICTIONS, encoding="utf-8") as rows:

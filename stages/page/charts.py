@@ -94,7 +94,9 @@ def chart(
     return {
         "title": title,
         "labels": labels,
-        "ticks": [list(zip(scaled(a, v), v, strict=True)) for a, v in axes],
+        "ticks": [
+            [*zip(scaled(a, v), map("{:.10g}".format, v), strict=True)] for a, v in axes
+        ],
         "lines": {n: (p if n in dotted else corners(p)).T for n, p in points.items()},
         "dotted": dotted - {"chance", "ideal"},  # these show no data
         "bars": np.transpose([scaled(0, x), *(scaled(1, y) for y in ends)]),

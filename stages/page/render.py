@@ -77,7 +77,13 @@ def render(results: Results) -> str:
     p_first = np.where(labels["model"] == 0, p, 1 - p)  # of a pair of classes
     difference = images[0] / 255 - means[0]
     derived = {
-        "params": _flatten(results.params),
+        "params": {
+            f"{name}.{key}": v
+            if isinstance(v, str)
+            else msgspec.json.encode(v).decode()
+            for name, section in msgspec.to_builtins(results.params).items()
+            for key, v in section.items()
+        },
         "picture_style": picture_style(*trained.image_size),
         "share": format_share,
         "many": count > MANY,
@@ -97,7 +103,6 @@ def render(results: Results) -> str:
         "weights": _signed(weights, sharp_side(len(weights))),
         "linear": is_linear(trained),
         "wrong": _gray((images[i] for i in results.mistakes), side),
-        "bars": bars,
         "pad": offers_pad(images, trained.decoding),
         "twin": twin,
         "embedded": twin and {"bars": bars, **_embed(results)},
@@ -201,17 +206,6 @@ def _embed(results: Results) -> dict[str, Any]:
             for name, array in trained.params.items()
         },
         "expected": trained.logits(tests).tolist(),
-    }
-
-
-def _flatten(params: Mapping[str, Section]) -> dict[str, str]:
-    """Return the values by dotted keys, as text."""
-    return {
-        f"{name}.{key}": value
-        if isinstance(value, str)
-        else msgspec.json.encode(value).decode()
-        for name, section in params.items()
-        for key, value in msgspec.structs.asdict(section).items()
     }
 
 

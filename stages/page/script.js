@@ -150,7 +150,7 @@ function start() {
       clear();
       input.drawImage(document.querySelector(`#picture-${button.dataset.try} img`), 0, 0);
       update(true);
-      $("try-it").scrollIntoView();
+      $("try").scrollIntoView();
     };
   }
   if (pad) {
