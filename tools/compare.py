@@ -1,0 +1,296 @@
+"""Say what changed between two revisions, and whether it is more than chance.
+
+`python -m tools.compare [REV] [REV] [--html FILE]` compares HEAD with the workspace, a
+revision with the workspace, or two revisions: commits, branches, tags or experiments.
+It reads the results that DVC has of both and runs no model, so any two models compare.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import signal
+import tempfile
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.evaluation import metrics
+from stages.plumbing import artifacts, npz, parameters, runtime
+from stages.plumbing.errors import UserError
+from stages.plumbing.progress import progress
+
+WORKSPACE, LOCK = "workspace", "dvc.lock"
+RESAMPLES, SEED, LEVEL = 9999, 0, 0.05
+FEW = 20  # of fewer images, a bootstrap interval is too narrow
+LISTED, SHOWN = 5, 48  # changed predictions in the text and on the page
+COLUMNS = {"index": int, "digest": str, "actual": str, "predicted": str}
+COLUMNS |= {"p_predicted": float, "p_actual": float}
+
+Floats = NDArray[np.float64]
+Rows = Any  # of metrics/predictions.csv, a np.recarray
+
+
+class Revision(NamedTuple):
+    """What DVC has of a revision."""
+
+    rev: str
+    fs: Any  # its files, a DVCFileSystem
+    values: dict[str, dict[str, Any]]  # parameters and metrics, by file and dotted key
+    predictions: Rows
+
+
+def load(rev: str) -> Revision:
+    """Load a revision, or "workspace"; raise UserError if it cannot be compared."""
+    # Here, since DVC wraps stdout: runtime.explain_errors has to be first.
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import PARSERS
+
+    path, values, rebuild = "", {}, "or check it out and run dvc repro"
+    try:
+        if not rev:  # DVC would take the workspace
+            raise ValueError("its name is empty")
+        fs = DVCFileSystem(rev=None if rev == WORKSPACE else rev)
+        if rev == WORKSPACE and (stale := ", ".join(fs.repo.status())):
+            raise UserError(f"the {rev} is out of date ({stale}): run dvc repro first")
+        for path in [parameters.FILE, *sorted(fs.glob("metrics/*.json")), LOCK]:
+            content = PARSERS[Path(path).suffix](fs.read_text(path, "utf-8"), path)
+            values[path] = dict(flatten(content))
+        path = artifacts.PREDICTIONS
+        predictions = parse_predictions(fs.read_text(path, "utf-8", newline=""))
+    except FileNotFoundError:
+        reason = "does not exist: compare a later revision"
+        if fs.isdvc(path):
+            reason = "is neither in DVC's cache nor in a remote: run dvc fetch "
+            reason += f"--all-commits, {rebuild}"
+        raise UserError(f"{path} of {rev} {reason}") from None
+    except (DvcException, AttributeError, ValueError, csv.Error) as error:
+        reason = "no commit" if isinstance(error, AttributeError) else str(error)
+        what, remedy = f"revision {rev}", "take one that git log or dvc exp show lists"
+        if path:
+            what, remedy = f"{path} of {rev}", f"compare a later revision, {rebuild}"
+        raise UserError(f"DVC cannot read {what} ({reason}): {remedy}") from error
+    params = values[parameters.FILE]
+    for name, value in values.pop(LOCK).items():
+        key = name.partition(f".params.{parameters.FILE}.")[2]
+        if params.get(key, value) != value:
+            raise UserError(
+                f"{rev} has {key}: {params[key]}, but its results are of {value}: "
+                "check it out, run dvc repro and commit"
+            )
+    return Revision(rev, fs, values, predictions)
+
+
+def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with dotted keys."""
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, item in value.items():
+        yield from flatten(item, f"{key}.{name}" if key else str(name))
+
+
+def parse_predictions(text: str) -> Rows:
+    """Parse metrics/predictions.csv; raise ValueError or csv.Error if it is damaged."""
+    header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    if header != list(COLUMNS):
+        raise ValueError(f"another format, with the columns {', '.join(header)}")
+    arrays: Any = map(np.array, zip(*rows, strict=True), COLUMNS.values())
+    return np.rec.fromarrays(list(arrays), names=header)  # type: ignore[call-overload]
+
+
+def match(first: Rows, second: Rows) -> tuple[Rows, Rows, int]:
+    """Pair the rows (M,) for images of the same digest and the same actual class.
+
+    An image that both have twice makes two pairs. Also returns how many of the other
+    images both have, but with different classes.
+    """
+    sides = []
+    for rows in (first, second):
+        copies: defaultdict[tuple[str, str], Iterator[int]] = defaultdict(count)
+        keys = zip(rows.digest, rows.actual, strict=True)
+        sides.append({(*key, next(copies[key])): i for i, key in enumerate(keys)})
+    both = [key for key in sides[1] if key in sides[0]]
+    i, j = ([side[key] for key in both] for side in sides)
+    old, new = (Counter(key[0] for key in side.keys() - set(both)) for side in sides)
+    return first[i], second[j], (old & new).total()
+
+
+def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
+    """Return what differs as text, and both rows (C,) where the predictions differ."""
+    old, new, relabelled = match(first.predictions, second.predictions)
+    names, rest, classes = [], [], []
+    for rev, _, _, rows in (first, second):
+        names.append(f"the {rev}" if rev == WORKSPACE else rev)
+        classes.append(", ".join(dict.fromkeys(rows.actual)))
+        if n := len(rows) - len(old) - relabelled:
+            rest.append(f"{n:,} that only {names[-1]} has")
+    rest += [f"{relabelled:,} of other classes there"] * bool(relabelled)
+    paragraphs = [sentence(names, old, new, whole=not rest)]
+    paragraphs += [f"Images that are not compared: {', '.join(rest)}."] * bool(rest)
+    if classes[0] != classes[1]:
+        lists = f"{first.rev}: {classes[0]}; {second.rev}: {classes[1]}"
+        paragraphs.append(f"The classes differ. {lists}.")
+    lines = differing(first, second)
+    for text in paragraphs:
+        lines += textwrap.wrap(text, 88, break_on_hyphens=False)
+    changed = np.flatnonzero(old.predicted != new.predicted)
+    sure = (old.p_predicted + new.p_predicted)[changed]
+    changed = changed[np.argsort(-sure, kind="stable")]  # the surest first
+    old, new = old[changed], new[changed]
+    if len(changed):
+        title = f"Predictions that changed: {len(changed):,}, the most confident first"
+        header = ["image", "actual", first.rev, second.rev]
+        lines += ["", title, *align([header, *answers(old[:LISTED], new[:LISTED])])]
+    return "\n".join(lines), old, new
+
+
+def sentence(names: list[str], old: Rows, new: Rows, whole: bool) -> str:
+    """Say whether two models differ by more than chance on the same images (M,)."""
+    if not len(old):
+        return (
+            f"Nothing can be compared: {' and '.join(names)} have no validation image "
+            "in common, of the same pixels and the same class."
+        )
+    right, other_right = (rows.predicted == rows.actual for rows in (old, new))
+    # Clipped as in metrics.log_loss.
+    logs = [np.log(np.maximum(r.p_actual, np.finfo(float).eps)) for r in (old, new)]
+    differences = [100.0 * other_right - 100.0 * right, logs[0] - logs[1]]
+    points, log_loss = bootstrap(np.stack(differences))
+    only_first, only_second, p = metrics.mcnemar(right, other_right)
+    verdict = {True: "is more than chance", False: "may be chance"}
+    images = f"{len(old):,} validation images"
+    text = f"On the same {images}," if whole else f"On the {images} that both have,"
+    if only_first or only_second:
+        p_text = "< 0.0001" if p < 0.0001 else f"= {p:.2g}"
+        text += (
+            f" the difference in accuracy {verdict[p < LEVEL]}: only {names[0]} gets "
+            f"{only_first:,} right, only {names[1]} {only_second:,} (McNemar's exact "
+            f"test, p {p_text}). In percentage points, it is {interval(points)}."
+        )
+    else:
+        text += " both get the same ones right."
+    if not log_loss.any():
+        return f"{text} The log loss is the same."
+    if len(old) < FEW:
+        return f"{text} They are too few for an interval of the log loss."
+    significant = bool(log_loss[1] > 0 or log_loss[2] < 0)
+    text += f" The difference in log loss {verdict[significant]}:"
+    return f"{text} {interval(log_loss)}."
+
+
+def interval(estimate: Floats) -> str:
+    """Format a mean and the ends of its 95 % interval."""
+    mean, low, high = (f"{x:+.2g}" if x else "0" for x in estimate)
+    return f"{mean} (95 % interval {low} to {high})"
+
+
+def bootstrap(differences: Floats) -> Floats:
+    """Return means (K, 3) of differences (K, N) over N images, with 95 % intervals.
+
+    Percentiles of the means of random resamples of the images (Efron 1979). SciPy's
+    `bootstrap` returns the same, but takes four times as long, and a second to import.
+    """
+    rng, n = np.random.default_rng(SEED), differences.shape[1]
+    means = [
+        differences.take(rng.integers(0, n, n), axis=1).mean(1)
+        for _ in progress(range(RESAMPLES), "bootstrap", "resamples")
+    ]
+    bounds = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
+    return np.column_stack([differences.mean(1), *bounds])
+
+
+def differing(first: Revision, second: Revision) -> list[str]:
+    """Format the parameters and metrics that differ, a table for each file."""
+    lines = []
+    for path in first.values | second.values:
+        old, new = (side.values.get(path, {}) for side in (first, second))
+        rows = [[path, first.rev, second.rev, "change"]]
+        for key in old | new:
+            pair: list[Any] = [old.get(key), new.get(key)]
+            texts = [x if isinstance(x, str) else json.dumps(x) for x in pair]
+            if all(isinstance(x, int | float) for x in pair):
+                texts.append(f"{round(pair[1] - pair[0], artifacts.DECIMALS):+.6g}")
+            rows += [[key, *texts, ""][:4]] * (pair[0] != pair[1])
+        lines += [*align(rows), ""] * (len(rows) > 1)
+    return lines
+
+
+def answers(old: Rows, new: Rows) -> list[list[str]]:
+    """Say for each image (N,) its index, its actual class, and both predictions."""
+    return [
+        [str(pair[1].index), pair[1].actual]
+        + [f"{row.predicted} ({row.p_predicted:.4f})" for row in pair]
+        for pair in zip(old, new, strict=True)
+    ]
+
+
+def align(rows: list[list[str]]) -> list[str]:
+    """Align columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])] for r in rows)
+    return ["  ".join(line).rstrip() for line in lines]
+
+
+def draw(side: Revision, rows: Rows) -> list[str]:
+    """Return images as URIs of PNG files; none if the revision's tensors lack any."""
+    from stages.page import pictures
+    from stages.report import digest_image
+
+    dtypes = {"valid_images": "uint8"}
+    with (
+        suppress(OSError, UserError, IndexError),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        side.fs.get_file(artifacts.TENSORS, path := f"{folder}/tensors.npz")
+        (valid,) = npz.load_arrays(path, dtypes, dtypes, verify=False).values()
+        if all(digest_image(valid[row.index]) == row.digest for row in rows):
+            images = pictures.shrink((valid[row.index] for row in rows), pictures.SIDE)
+            return list(map(pictures.data_uri, pictures.grayscale(images)))
+    return []
+
+
+def main() -> None:
+    """Print a comparison, and write it as a page if that is asked for."""
+    parser = argparse.ArgumentParser(
+        "python -m tools.compare", description=__doc__.splitlines()[0]
+    )
+    rev_help = "a commit, branch, tag or experiment; HEAD and workspace unless given"
+    parser.add_argument(
+        "first", nargs="?", metavar="REV", default="HEAD", help=rev_help
+    )
+    parser.add_argument("second", nargs="?", metavar="REV", default=WORKSPACE)
+    html_help = "write the comparison as a page, too, with pictures"
+    parser.add_argument("--html", metavar="FILE.html", help=html_help)
+    arguments = parser.parse_args()
+    if not (arguments.html or ".html").endswith(".html"):
+        parser.error("the name of the page has to end in .html")
+    first, second = load(arguments.first), load(arguments.second)
+    text, old, new = compare(first, second)
+    if arguments.html:
+        from stages.page.render import load_template  # here, since it takes 0.1 s
+
+        old, new = old[:SHOWN], new[:SHOWN]
+        page = load_template("compare.html.j2", Path(__file__).parent).render(
+            revs=(first.rev, second.rev),
+            text=text,
+            changed=answers(old, new),
+            images=draw(second, new) or draw(first, old),
+        )
+        artifacts.publish({os.path.abspath(arguments.html): page})
+    print(text)
+
+
+if __name__ == "__main__":
+    runtime.explain_errors("compare")
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    main()
