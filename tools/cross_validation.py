@@ -1,21 +1,25 @@
 """Choose the defaults of params.yaml's `train` by cross-validation.
 
-Run `python -m tools.cross_validation` after `dvc repro`: a quarter of an hour for the
-whole grid, less with `--quick` or for some losses only (`--losses log_loss`). It uses
-the training images alone. Settings that differ in their learning rate, momentum and l2
-are trained at the same time, on all folds at the same time: `jax.vmap` of the function
-that the stage trains with.
+Run `python -m tools.cross_validation` after `dvc repro`. The whole grid takes a quarter
+of an hour; `--quick` or fewer losses (`--losses log_loss`) take less. Only the training
+images are used. Settings that differ in learning rate, momentum and l2 alone are
+trained together, on all folds, by `jax.vmap` of the function that the stage trains
+with.
 
-An image is scored by the model that was trained without the image's fold. The
+Each image is scored by the model that was trained without the image's fold. The
 difference of two settings has the standard error of its mean over the images; a setting
 within two standard errors of the best is as good.
 """
 
+# ruff: noqa: E402
 import argparse
-import itertools
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import NamedTuple
+
+from stages.plumbing import artifacts, npz, parameters, runtime
+
+runtime.pin()  # before importing JAX, which reads the environment
 
 import jax
 import msgspec
@@ -23,134 +27,97 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages.evaluation import outputs
-from stages.plumbing import artifacts, npz, parameters, runtime
+from stages.evaluation.outputs import outputs_of, predicted_labels, probabilities
+from stages.model import Params, forward, init
 from stages.plumbing.tensors import Split
-from stages.train import Hyperparams, Params, init_params, sgd, train_steps
+from stages.train import LOSSES, Hyperparams, sgd, train_steps
 
-LOSSES = ["log_loss", "brier", "absolute", "squared_error"]
-SCHEDULES = ["cosine", "constant"]
-BATCH_SIZES = [32, 64, 256]
-EPOCHS = [10, 20]
-LEARNING_RATES = [0.01, 0.03, 0.1, 0.2, 0.3, 1.0]
-MOMENTUMS = [0.0, 0.9]
+SCHEDULES, BATCH_SIZES, EPOCHS = ["cosine", "constant"], [32, 64, 256], [10, 20]
+LEARNING_RATES, MOMENTUMS = [0.01, 0.03, 0.1, 0.2, 0.3, 1.0], [0.0, 0.9]
 L2S = [0.0, 1e-4, 3e-4, 5e-4, 1e-3]
 COLUMNS = ["loss", "schedule", "batch_size", "epochs", *Hyperparams._fields]
 EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Result(NamedTuple):
-    """A setting, and how its models did on the images of the held-out folds."""
+    """A setting, and how its models did on each held-out image: (N,)."""
 
     config: parameters.Train
     log_losses: NDArray[np.float32]
-    """(N,)"""
     correct: NDArray[np.bool_]
-    """(N,)"""
 
 
-class Folds(NamedTuple):
-    """The training images in K folds of equal size."""
+def make_folds(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """Shuffle a split and divide it into K folds of equal size, dropping a remainder.
 
-    train: Split
-    """Everything outside a fold: (K, N, …)."""
-    held_out: Split
-    """The fold: (K, M, …)."""
-
-
-def make_folds(split: Split, count: int, seed: int) -> Folds:
-    """Shuffle a split and divide it into `count` folds; a remainder is left out."""
+    Returns the images outside each fold, (K, N, …), and inside it, (K, M, …).
+    """
     order = np.random.default_rng(seed).permutation(len(split.images))
     folds = order[: len(order) // count * count].reshape(count, -1)
     others = np.stack([np.delete(folds, i, axis=0).ravel() for i in range(count)])
-    train, held_out = (
-        Split(split.images[rows], split.labels[rows]) for rows in (others, folds)
-    )
-    return Folds(train, held_out)
+    outside, inside = (Split(*(array[i] for array in split)) for i in (others, folds))
+    return outside, inside
 
 
 def train_all(
-    folds: Folds, config: parameters.Train, candidates: list[Hyperparams]
+    train: Split, params: Params, config: parameters.Train, trials: list[Hyperparams]
 ) -> Params:
-    """Train a model for every fold and candidate: params (K, len(candidates), …)."""
-    fold_count, images = folds.train.labels.shape
+    """Train on K splits (K, N, …), each trial on each: arrays (K, len(trials), …)."""
+    fold_count, images = train.labels.shape
     size, epochs = config.batch_size, config.epochs
-    steps = images // size  # in an epoch
-    classes = int(folds.train.labels.max()) + 1
-    pixels, outputs = folds.train.images[0, 0].size, 1 if classes == 2 else classes
-    params = init_params(np.uint32(config.seed), pixels, outputs, config.init_std)
-    opt_state = sgd(candidates[0], config.schedule, epochs * steps).init(params)
-    state = jax.tree.map(
-        lambda leaf: np.broadcast_to(leaf, (fold_count, len(candidates), *leaf.shape)),
-        (params, opt_state),
-    )
-    hyperparams = Hyperparams(*np.array(candidates).T)
+    steps = images // size  # per epoch
     run_steps = partial(train_steps, config=config, steps=epochs * steps)
-    over_candidates = jax.vmap(run_steps, in_axes=(0, None, 0))
-    over_folds = jax.jit(jax.vmap(over_candidates, in_axes=(0, 0, None)))
+    over_trials = jax.vmap(run_steps, in_axes=(0, None, 0))
+    over_folds = jax.jit(jax.vmap(over_trials, in_axes=(0, 0, None)))
+    hyperparams = Hyperparams(*np.array(trials).T)
+    optimizer = sgd(trials[0], config.schedule, epochs * steps)
+    state, shape = (params, optimizer.init(params)), (fold_count, len(trials))
+    state = jax.tree.map(lambda a: np.broadcast_to(a, (*shape, *a.shape)), state)
     fold = np.arange(fold_count)[:, None, None]
-    is_valid = np.ones((fold_count, steps), bool)
     generator = np.random.default_rng(config.seed)
     for _ in range(epochs):
         orders = [generator.permutation(images) for _ in range(fold_count)]
         rows = np.stack(orders)[:, : steps * size].reshape(fold_count, steps, size)
-        batches = folds.train.images[fold, rows], folds.train.labels[fold, rows]
-        state = over_folds(state, (*batches, is_valid), hyperparams)
-    return Params(*map(np.asarray, state[0]))
+        batches = train.images[fold, rows], train.labels[fold, rows]
+        state = over_folds(state, batches, hyperparams)
+    return jax.tree.map(np.asarray, state[0])
 
 
-def cross_validate(
-    folds: Folds, config: parameters.Train, candidates: list[Hyperparams]
-) -> list[Result]:
-    """Train all candidates on all folds, and score them on what was held out."""
-    weights, bias = train_all(folds, config, candidates)
-    pixels = folds.held_out.images.reshape(*folds.held_out.labels.shape, -1)
-    images = pixels / np.float32(255)
-    results = []
-    for i, candidate in enumerate(candidates):
-        losses, correct = [], []
-        outputs = linear.outputs_of(config.loss, bias.shape[-1])
-        for fold, labels in enumerate(folds.held_out.labels):
-            logits = images[fold] @ weights[fold, i] + bias[fold, i]
-            logits = logits.astype(np.float64)
-            if np.isfinite(logits).all():
-                probabilities = linear.probabilities(logits, outputs)
-                actual = probabilities[np.arange(len(labels)), labels]
-                losses.append(-np.log(np.clip(actual, EPSILON, 1)))
-                correct.append(linear.predicted_labels(logits, outputs) == labels)
-            else:  # it diverged
-                losses.append(np.full(len(labels), np.inf))
-                correct.append(np.zeros(len(labels), bool))
-        setting = msgspec.structs.replace(config, **candidate._asdict())
-        log_losses = np.concatenate(losses).astype(np.float32)
-        results.append(Result(setting, log_losses, np.concatenate(correct)))
-    return results
+@np.errstate(all="ignore")  # of models that diverged
+def score(held_out: Split, params: Params, config: parameters.Train) -> Result:
+    """Score K models, arrays (K, …), each on the fold that was held out from it."""
+    log_losses, correct = [], []
+    for fold, (images, labels) in enumerate(zip(*held_out, strict=True)):
+        own = {name: array[fold] for name, array in params.items()}
+        logits = np.asarray(forward(own, images / np.float32(255)), np.float64)
+        meaning = outputs_of(config.loss, logits.shape[1])
+        p_actual = probabilities(logits, meaning)[np.arange(len(labels)), labels]
+        log_loss = -np.log(np.clip(p_actual, EPSILON, 1))
+        converged = np.isfinite(logits).all()
+        log_losses.append(np.where(converged, log_loss, np.inf))
+        correct.append(converged & (predicted_labels(logits, meaning) == labels))
+    joined = np.concatenate(log_losses).astype(np.float32), np.concatenate(correct)
+    return Result(config, *joined)
 
 
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of values (N,)."""
-    with np.errstate(invalid="ignore"):  # infinite where a model diverged
-        return float(values.std() / np.sqrt(len(values)))
-
-
-def difference(values: NDArray, others: NDArray) -> str:
-    """Format the mean difference of values (N,), and its standard error."""
+@np.errstate(invalid="ignore")  # infinite where a model diverged
+def difference(values: NDArray, others: NDArray) -> tuple[float, float]:
+    """Return the mean difference of values (N,), and its standard error."""
     differences = values.astype(np.float64) - others
-    return f"{differences.mean():+9.5f} ± {standard_error(differences):.5f}"
+    return differences.mean(), differences.std() / np.sqrt(len(differences))
 
 
 def show(title: str, results: list[Result], best: Result) -> None:
     """Print a table of log loss and accuracy, with their differences from the best."""
-    header = (
-        f"{'log loss':>8} {'minus the best':>19} {'accuracy':>9} {'minus the best':>19}"
-    )
-    print(f"\n{title}\n{header}", *(f"{name:>13}" for name in COLUMNS))
-    for config, log_losses, correct in results:
-        print(
-            f"{log_losses.mean():8.5f} {difference(log_losses, best.log_losses)}",
-            f"{correct.mean():9.5f} {difference(correct, best.correct)}",
-            *(f"{getattr(config, name):>13}" for name in COLUMNS),
-        )
+    less = f"{'minus the best':>19}"
+    columns = [f"{name:>13}" for name in COLUMNS]
+    print(f"\n{title}\nlog loss", less, "accuracy", less, *columns)
+    for result in results:
+        cells = []
+        for values, others in zip(result[1:], best[1:], strict=True):
+            mean, error = difference(values, others)
+            cells.append(f"{values.mean():8.5f} {mean:+9.5f} ± {error:.5f}")
+        print(*cells, *(f"{getattr(result.config, name):>13}" for name in COLUMNS))
 
 
 def rank(results: list[Result], defaults: parameters.Train, top: int) -> None:
@@ -160,17 +127,14 @@ def rank(results: list[Result], defaults: parameters.Train, top: int) -> None:
     best = by_log_loss[0]
     show("Best by log loss", by_log_loss[:top], best)
     show("Best by accuracy", by_accuracy[:top], best)
-    best_of_loss: dict[str, Result] = {}
-    for result in by_accuracy:
-        best_of_loss.setdefault(result.config.loss, result)
+    best_of_loss = {result.config.loss: result for result in reversed(by_accuracy)}
     show("Best of each loss by accuracy", list(best_of_loss.values()), best)
     position = [result.config for result in by_log_loss].index(defaults)
     default = by_log_loss[position]
     title = f"The defaults of params.yaml, number {position + 1} by log loss"
     show(title, [default], best)
-    more = default.log_losses.astype(np.float64) - best.log_losses
-    as_good = more.mean() <= 2 * standard_error(more)
-    verdict = "within two standard errors of" if as_good else "worse than"
+    mean, error = difference(default.log_losses, best.log_losses)
+    verdict = "within two standard errors of" if mean <= 2 * error else "worse than"
     setting = ", ".join(f"{name}: {getattr(best.config, name)}" for name in COLUMNS)
     print(f"\nThe defaults are {verdict} the best ({setting}).")
 
@@ -180,50 +144,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="keep the current schedule, batch size and number of epochs",
-    )
+    quick_help = "keep the current schedule, batch size and number of epochs"
+    parser.add_argument("--quick", action="store_true", help=quick_help)
     losses_help = "by default, all that can learn the classes"
     parser.add_argument("--losses", nargs="+", choices=LOSSES, help=losses_help)
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument(
-        "--tensors",
-        type=Path,
-        default=Path(artifacts.TENSORS),
-        help="a file that preprocess wrote",
-    )
+    parser.add_argument("--tensors", default=artifacts.TENSORS, help="training images")
     parser.add_argument("--top", type=int, default=12, help="how many settings to show")
     arguments = parser.parse_args()
     dtypes = {"train_images": "uint8", "train_labels": "uint8"}
-    tensors = npz.load_arrays(str(arguments.tensors), dtypes)
-    classes = int(tensors["train_labels"].max()) + 1
+    split = Split(*npz.load_arrays(arguments.tensors, dtypes).values())
+    classes = int(split.labels.max()) + 1
     outputs = 1 if classes == 2 else classes
-    able = [loss for loss in LOSSES if outputs == 1 or loss != "absolute"]
-    losses = arguments.losses or able
     defaults = parameters.load(parameters.Train)
-    schedules, sizes, epochs = SCHEDULES, BATCH_SIZES, EPOCHS
-    if arguments.quick:
-        schedules, sizes = [defaults.schedule], [defaults.batch_size]
-        epochs = [defaults.epochs]
-    grid = itertools.product(losses, schedules, sizes, epochs)
+    able = [loss for loss in LOSSES if outputs == 1 or loss != "absolute"]
+    axes = [arguments.losses or able, SCHEDULES, BATCH_SIZES, EPOCHS]
+    grid = product(*axes[: 1 if arguments.quick else None])
     settings = [dict(zip(COLUMNS, values, strict=False)) for values in grid]
     configs = [msgspec.structs.replace(defaults, **setting) for setting in settings]
     configs = list(dict.fromkeys([*configs, defaults]))
     for config in configs:
-        linear.outputs_of(config.loss, outputs)  # or refuse it
-    product = itertools.product(LEARNING_RATES, MOMENTUMS, L2S)
-    candidates = list(itertools.starmap(Hyperparams, product))
+        outputs_of(config.loss, outputs)  # or refuse it
     own = Hyperparams(defaults.learning_rate, defaults.momentum, defaults.l2)
-    if own not in candidates:
-        candidates.append(own)
+    trials = [Hyperparams(*t) for t in product(LEARNING_RATES, MOMENTUMS, L2S)]
+    trials = list(dict.fromkeys([*trials, own]))
 
-    folds = make_folds(Split(*tensors.values()), arguments.folds, defaults.seed)
-    results: list[Result] = []
+    train, held_out = make_folds(split, arguments.folds, defaults.seed)
+    key, shape = jax.random.key(np.uint32(defaults.seed)), split.images.shape[1:]
+    initial = msgspec.structs.asdict(parameters.load(parameters.settings(init)))
+    params = init(key, shape, outputs, **initial)
+    results = []
     for config in tqdm(configs, "cross-validation", unit=" programs"):
-        results += cross_validate(folds, config, candidates)
-    images = folds.held_out.labels.size
+        trained = train_all(train, params, config, trials)
+        for i, trial in enumerate(trials):
+            setting = msgspec.structs.replace(config, **trial._asdict())
+            one = {name: array[:, i] for name, array in trained.items()}
+            results.append(score(held_out, one, setting))
+    images = held_out.labels.size
     print(f"{len(results)} settings, {images} images in {arguments.folds} folds")
     rank(results, defaults, arguments.top)
 

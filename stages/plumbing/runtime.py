@@ -58,9 +58,7 @@ def start(stage: str) -> None:
     hermetic.UndeclaredAccess if dvc.yaml has no such stage.
     """
     explain_errors(stage)
-    for name in [name for name in os.environ if name.startswith(DROPPED)]:
-        del os.environ[name]
-    os.environ.update(PINNED)
+    pin()
     # A stage is short and allocates mostly modules: by default, looking for garbage
     # among them takes a fifth of its time.
     gc.set_threshold(100_000)
@@ -68,6 +66,13 @@ def start(stage: str) -> None:
     hermetic.enforce(stage, allow=allowed(stage))
     site_packages = os.listdir(sysconfig.get_path("purelib"))
     check_environment(Path(LOCK).read_text("utf-8"), site_packages)
+
+
+def pin() -> None:
+    """Pin the environment, before NumPy and JAX are imported, which read it then."""
+    for name in [name for name in os.environ if name.startswith(DROPPED)]:
+        del os.environ[name]
+    os.environ.update(PINNED)
 
 
 def allowed(stage: str) -> list[str]:
