@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from stages.images import names
 
 LINK = "a link to a folder"
-NO_FILE = "no plain file"
+NO_FILE = "not a regular file"
 
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
-"""The control characters, and what else ends a line."""
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
+"""Control characters, separators of lines, and what YAML does not allow."""
 
 
 class LeftOut:
-    """How many paths were left out, and an example, by the reason."""
+    """For each reason to leave paths out: how many, and an example."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -23,33 +23,35 @@ class LeftOut:
         self._examples: dict[str, tuple[str, str]] = {}
 
     def add(self, reason: str, path: str) -> None:
-        """Count one more. Reasons that differ in numbers only are one."""
+        """Count one more. Reasons that differ only in numbers count as one."""
         kind = re.sub("[0-9]+", "0", reason)
         self._counts[kind] += 1
         self._examples.setdefault(kind, (reason, path))
 
     def __iter__(self) -> Iterator[tuple[str, int, str]]:
-        """Yield reason, count and example, the most frequent first."""
+        """Yield reasons, counts and examples, the most frequent first."""
         for kind, count in self._counts.most_common():
             reason, path = self._examples[kind]
             yield reason, count, path
 
 
 def escape(text: str) -> str:
-    r"""Return a text in one line: a tab becomes \t, a newline \n, an escape \x1b."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    r"""Return a text on one line: a tab becomes \t, a newline \n, an escape \x1b."""
+    return UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), text
+    )
 
 
 def walk(top: str, left_out: LeftOut) -> Iterator[str | OSError]:
     """Yield the files in a folder and below that may be images, in natural order.
 
     A folder that cannot be listed is yielded as the error, in its place. Links to files
-    are followed, links to folders are left out. Only the names of a folder at a time
-    are in memory, with those of its parents.
+    are followed, links to folders are left out. Memory holds the names in one folder
+    and its parents only.
     """
 
     def select(entry: os.DirEntry[str]) -> str | None:
-        """Return the name, with a slash at the end of a folder's."""
+        """Return the name, with a slash after a folder's; None to leave it out."""
         if names.is_hidden(entry.name):
             reason = names.HIDDEN
         elif entry.is_dir(follow_symlinks=False):

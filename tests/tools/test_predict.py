@@ -200,7 +200,7 @@ def test_a_folder_is_walked_in_natural_order_and_says_what_it_leaves_out(
             "hidden": 3,
             "no image, by the extension": 2,
             "a link to a folder": 1,
-            "no plain file": 1,
+            "not a regular file": 1,
         }
         assert done.stderr.count("\n") == 4
         assert all(Path(example).exists() for _, _, example in found)

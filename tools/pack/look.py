@@ -1,95 +1,136 @@
-"""Look at image files: what they are, and whether they can be used at all."""
+"""Look at image files: can they be used, and what does a person need to know?"""
 
 import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageStat
+import numpy as np
+import PIL.Image
 from PIL.ExifTags import Base
+from PIL.ImageStat import Stat
 
 from stages.images import decode
 from stages.images.archive import MAX_MEMBER
+from stages.images.names import natural_order
 from stages.plumbing import workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
+from tools.image_files import LeftOut, walk
 
-SMALL = 2**14
-"""Bytes of a file that is decoded in less than a millisecond."""
-LARGE = f"larger than {MAX_MEMBER >> 20} MiB"
+SMALL = 2**14  # bytes of a file that decodes in less than a millisecond
+FAINT = 32  # gray levels between ink and background
+MAX_ROWS, MAX_NAME = 20, 40  # of the table of classes
 
 
-class Look(NamedTuple):
-    """What an image file is."""
+class Image(NamedTuple):
+    """An image file; `place` sets the last three fields."""
 
-    digest: bytes
-    """SHA-256 of the file."""
-    size: tuple[int, int]
-    """Height and width once it is upright."""
+    path: str
+    digest: bytes  # SHA-256 of the file
+    size: tuple[int, int]  # height and width in pixels, once upright
     is_gray: bool
-    is_transparent: bool
-    """In part, at least."""
-    is_turned: bool
-    """By its EXIF orientation."""
-    level: float
-    """Mean gray level, 0 to 255, over black."""
-    opacity: float
-    """Mean, 0 to 1."""
-
-    @property
-    def ink(self) -> float:
-        """The mean gray level of what is not transparent; NaN if all is."""
-        return self.level / self.opacity if self.opacity else math.nan
-
-    def level_over(self, background: int | None) -> float:
-        """Return the mean gray level over a background."""
-        return self.level + (1 - self.opacity) * (background or 0)
+    is_turned: bool  # by its EXIF orientation
+    level: float  # mean gray level over black, 0 to 255
+    opacity: float  # mean, 0 to 1; below 1 if any pixel is transparent
+    ink: float  # mean gray level of what is opaque, 0 to 255; NaN if nothing is
+    label: str = ""  # the name of its class
+    split: int = 0  # 0 for training images, 1 for validation images
+    member: str = ""  # its name in the archive
 
 
-def look_at(path: str) -> Look | str:
-    """Look at an image file; return what is wrong with one that cannot be used."""
+def look_at_all(folder: str, left_out: LeftOut) -> list[Image]:
+    """Look at the images in a folder and below, in natural order."""
+    paths, images = [], []
+    for found in walk(folder, left_out):
+        if isinstance(found, OSError):
+            left_out.add(found.strerror or "cannot be listed", found.filename)
+        else:
+            paths.append(found)
+    total = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+    with ThreadPoolExecutor(workers.available_processors()) as pool:
+        # With small files, threads wait for each other twice as long as they work.
+        looks = (pool.map if total > len(paths) * SMALL else map)(look_at, paths)
+        for look in progress(looks, "look at images", "images", len(paths)):
+            if isinstance(look, Image):
+                images.append(look)
+            else:
+                left_out.add(*look)
+    return images
+
+
+def look_at(path: str) -> Image | tuple[str, str]:
+    """Look at an image file; return why it cannot be used, and the path, if so."""
     try:
         if os.path.getsize(path) > MAX_MEMBER:
-            return LARGE
+            return f"larger than {MAX_MEMBER >> 20} MiB", path
         content = Path(path).read_bytes()
         image = decode.load(content, "")
     except UserError as error:
-        return str(error).removeprefix(": ")
+        return str(error).removeprefix(": "), path
     except OSError as error:
-        return error.strerror or "cannot be read"
-    with Image.open(io.BytesIO(content), formats=decode.FORMATS) as raw:
-        is_turned = raw.getexif().get(Base.Orientation) in range(2, 9)
-    opacity, is_transparent = 1.0, decode.has_transparent_pixels(image)
-    over_black = image
-    if is_transparent:
-        over_black = image.convert("RGBA")
-        opacity = ImageStat.Stat(over_black.getchannel("A")).mean[0] / 255
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        over_black = Image.alpha_composite(black, over_black).convert("RGB")
-    return Look(
-        hashlib.sha256(content).digest(),
-        (image.height, image.width),
-        decode.is_gray(image),
-        is_transparent,
-        is_turned,
-        ImageStat.Stat(over_black.convert("L")).mean[0],
-        opacity,
+        return error.strerror or "cannot be read", path
+    with PIL.Image.open(io.BytesIO(content), formats=decode.FORMATS) as raw:
+        orientation = raw.getexif().get(Base.Orientation)
+    over_black, opacity = image, 1.0
+    if decode.has_transparent_pixels(image):
+        rgba = image.convert("RGBA")
+        opacity = Stat(rgba.getchannel("A")).mean[0] / 255
+        black = PIL.Image.new("RGBA", image.size, (0, 0, 0, 255))
+        over_black = PIL.Image.alpha_composite(black, rgba)
+    level = Stat(over_black.convert("L")).mean[0]
+    return Image(
+        path=path,
+        digest=hashlib.sha256(content).digest(),
+        size=(image.height, image.width),
+        is_gray=decode.is_gray(image),
+        is_turned=orientation in range(2, 9),
+        level=level,
+        opacity=opacity,
+        ink=level / opacity if opacity else math.nan,
     )
 
 
-def look_at_all(paths: Sequence[str]) -> Iterator[Look | str]:
-    """Look at image files, at several large ones at a time.
-
-    With small ones, threads would wait for each other twice as long as they work.
-    """
-    in_all = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
-    is_parallel = in_all > len(paths) * SMALL
-    threads = workers.available_processors() if is_parallel else 1
-    with ThreadPoolExecutor(threads) as pool:
-        look_at_each = pool.map if is_parallel else map
-        looks = look_at_each(look_at, paths)
-        yield from progress(looks, "look at images", "images", len(paths))
+def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about the images, given the parameters to come by dotted key."""
+    size, background = params["data.size"], params["data.background"]
+    counts = Counter((image.label, image.split) for image in images)
+    names = sorted({image.label for image in images}, key=natural_order)
+    rows = [(name[:MAX_NAME], counts[name, 0], counts[name, 1]) for name in names]
+    total = [f"all {len(rows)}", *np.sum([row[1:] for row in rows], axis=0)]
+    if len(rows) > MAX_ROWS:
+        rows.sort(key=lambda row: row[1])
+        total[0] += " (smallest shown)"
+    width = max(5, *(len(name) for name, *_ in [total, *rows]))
+    yield f"{'class':{width}}  {'train':>8} {'valid':>8}"
+    for name, train, valid in [*rows[:MAX_ROWS], total]:
+        yield f"{name:{width}}  {train:8,} {valid:8,}"
+    sizes = sorted({image.size for image in images}, key=math.prod)
+    found = "{} x {}".format(*sizes[0])
+    if len(sizes) > 1:
+        found += " to {} x {}".format(*sizes[-1])
+    new = "resized to {} x {}".format(*size) if size else "kept"
+    yield f"height x width: {found}, {new}"
+    findings, first = LeftOut(), dict[bytes, Image]()
+    for image in images:
+        if not image.is_gray:
+            findings.add("in colour or with a palette, converted to gray", image.path)
+        if image.is_turned:
+            findings.add("turned as EXIF says", image.path)
+        if image.opacity < 1 and background is not None:
+            ground = f"gray level {background}"
+            findings.add(f"with transparent pixels, laid over {ground}", image.path)
+            if not abs(image.ink - background) > FAINT:  # or NaN, of an empty image
+                findings.add(f"hard to see on {ground}", image.path)
+        original = first.setdefault(image.digest, image)
+        if original is not image:
+            findings.add("copies", f"{image.path} of {original.path}")
+        if original.label != image.label:
+            findings.add("copies in two classes", f"{image.path} of {original.path}")
+    for what, count, example in findings:
+        yield f"{what}: {count}, for example {example}"

@@ -1,214 +1,118 @@
-"""What params.yaml has to say of the images, and how to say it."""
+"""Choose parameters for the images; write params.yaml."""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
+from numpy.typing import ArrayLike
+from ruamel.yaml import YAML, CollectionNode, MappingNode
 
+from stages.evaluation.outputs import outputs_of
 from stages.images.names import natural_order
-from stages.evaluation.model_file import outputs_of
-from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
-from hermetic.values import find, parse_yaml
-from tools.pack.place import Packed
+from stages.plumbing.parameters import FILE, Train
+from tools.image_files import escape
+from tools.pack.look import Image
 
-MAX_SIDE = 64
-"""Of images that are resized, the longer side in pixels."""
-MAX_KEPT_SIDE, MAX_KEPT_PIXELS = 512, 2**30
-"""Images of one size are resized, too, if they are larger, or more in all."""
+MAX_SIDE = 64  # of images that are resized, in pixels
+MAX_KEPT_SIDE, MAX_KEPT = 512, 2**30  # pixels of images of one size, and of them all
 
 
 def choose_params(
-    images: Sequence[Packed],
-    folders: tuple[str, str],
-    current: Any,
-    size: Sequence[int] | None,
-    background: int | None,
+    images: Sequence[Image], listed: Any, train: Train, size: Any, background: Any
 ) -> dict[str, Any]:
-    """Return what params.yaml has to say of the images, by dotted key.
+    """Return the parameters that the images need, by dotted key.
 
-    `current` is its content; `size` and `background` are None to choose them. Raises
-    UserError if the loss cannot learn so many classes.
+    `listed` is data.classes now; `size` and `background` are None to choose them.
+    Raises UserError if the loss cannot learn so many classes.
     """
     classes = sorted({image.label for image in images}, key=natural_order)
-    listed = value_at(current, "data.classes")
-    if isinstance(listed, list) and sorted(map(repr, listed)) == sorted(
-        map(repr, classes)
-    ):
-        classes = listed  # in the order that somebody has chosen
-    count = 1 if len(classes) == 2 else len(classes)
-    outputs_of(value_at(current, "train.loss"), count)
-    size = size or choose_size(Counter(image.look.size for image in images))
-    if background is None:
-        background = choose_background(inks_of(images))
-    params: dict[str, Any] = {
+    if isinstance(listed, list) and sorted(map(str, listed)) == sorted(classes):
+        classes = [*map(str, listed)]  # in the order that somebody has chosen
+    outputs_of(train.loss, 1 if len(classes) == 2 else len(classes))
+    size = size or choose_size([image.size for image in images])
+    inks = [image.ink for image in images if image.opacity < 1]
+    if inks and background is None:  # far from the ink
+        visible = [ink for ink in inks if not math.isnan(ink)]
+        background = 255 if np.mean(visible or [0]) < 128 else 0
+    levels = [i.level + (1 - i.opacity) * (background or 0) for i in images]
+    pixels = math.prod(size or images[0].size)
+    bound = max_learning_rate(pixels, levels, len(classes), train.momentum)
+    return {
         "data.classes": classes,
-        "data.splits.train": folders[0],
-        "data.splits.valid": folders[1],
-        "data.size": size and list(size),
-        "data.grayscale": not all(image.look.is_gray for image in images),
+        "data.size": size,
+        "data.grayscale": not all(image.is_gray for image in images),
         "data.background": background,
+        "train.batch_size": min(train.batch_size, sum(i.split == 0 for i in images)),
+        "train.learning_rate": min(train.learning_rate, bound),
     }
-    height, width = size or images[0].look.size
-    levels = [image.look.level_over(background) / 255 for image in images]
-    momentum = value_at(current, "train.momentum")
-    if not isinstance(momentum, int | float):
-        momentum = 0
-    bounds = {
-        "train.batch_size": sum(image.split == 0 for image in images),
-        "train.learning_rate": max_learning_rate(
-            height * width, levels, len(classes), momentum
-        ),
-    }
-    for key, bound in bounds.items():
-        value = value_at(current, key)
-        params[key] = min(value, bound) if isinstance(value, int | float) else bound
-    return params
 
 
-def choose_size(sizes: Counter[tuple[int, int]]) -> tuple[int, int] | None:
+def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int] | None:
     """Return the height and width to resize images to, or None to keep their size.
 
-    None is for images of one size that is not too large. The others get their median
+    None is for images of one size that is not too large. The others get the median
     height and width, shrunk to MAX_SIDE.
     """
-    height, width = median_size(sizes)
-    pixels = sizes.total() * height * width
-    is_small = max(height, width) <= MAX_KEPT_SIDE and pixels <= MAX_KEPT_PIXELS
-    if len(sizes) == 1 and is_small:
+    median = np.median(sizes, axis=0)
+    pixels = len(sizes) * median.prod()
+    if len({*sizes}) == 1 and median.max() <= MAX_KEPT_SIDE and pixels <= MAX_KEPT:
         return None
-    scale = min(1.0, MAX_SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return [max(1, round(side)) for side in median * min(1, MAX_SIDE / median.max())]
 
 
 def max_learning_rate(
-    pixels: int, levels: Sequence[float], count: int, momentum: float
+    pixels: int, levels: ArrayLike, count: int, momentum: float
 ) -> float:
     """Return a learning rate at which bright images do not diverge, of one digit.
 
-    `levels` (N,) are the mean gray levels of images of `count` classes, from 0 to 1.
+    `levels` (N,) are the mean gray levels, 0 to 255, of images of `count` classes.
     Gradient descent with momentum m needs a rate below 2 (1 + m) / L (Polyak 1964). The
     curvature L of the log loss is at most 1/4 of the largest eigenvalue of the mean of
     x xᵀ for a pair, 1/2 for more classes (Böhning 1992). The eigenvalue is at least
     `pixels` times the mean squared level, and hardly more on a bright background.
     """
-    eigenvalue = pixels * float(np.mean(np.square(levels)))
+    eigenvalue = pixels * float(np.mean(np.square(levels))) / 255**2
     curvature = eigenvalue / (4 if count == 2 else 2)
     bound = 2 * (1 + momentum) / max(curvature, 1e-6)
     digit = 10.0 ** math.floor(math.log10(bound))
     return float(f"{math.floor(bound / digit) * digit:.0e}")
 
 
-def median_size(sizes: Counter[tuple[int, int]]) -> tuple[float, float]:
-    """Return the median height and the median width."""
-    height, width = np.median(np.repeat([*sizes], [*sizes.values()], axis=0), axis=0)
-    return float(height), float(width)
-
-
-def choose_background(inks: Sequence[float]) -> int | None:
-    """Return the gray level to lay transparent images over: far from their ink."""
-    if not inks:
-        return None
-    visible = [ink for ink in inks if not math.isnan(ink)]
-    return 255 if not visible or np.mean(visible) < 128 else 0
-
-
-def inks_of(images: Iterable[Packed]) -> list[float]:
-    """Return the gray level of the ink of every image with transparent pixels."""
-    return [image.look.ink for image in images if image.look.is_transparent]
-
-
-def value_at(params: Any, key: str) -> Any:
-    """Return the value at a dotted key; an ellipsis if there is none."""
-    try:
-        return find(params, key)
-    except KeyError:
-        return ...
-
-
 def edit_params(text: str, params: Mapping[str, Any]) -> str:
-    """Return the text of params.yaml with other values where they differ.
+    """Return the text of params.yaml with other values at dotted keys.
 
-    Raises UserError if a key is missing, or the value is written elsewhere.
+    Nothing else changes: a round trip through ruamel.yaml would also drop comments
+    behind a block list, write null as nothing, and change indents and line ends. Raises
+    UserError if a key is missing, or its value stands somewhere else.
     """
-    changes = _differing(text, params)
-    try:
-        edited = replace_values(text, changes)
-    except KeyError as error:
-        raise UserError(
-            f"{parameters.FILE}: {error.args[0]} is missing: add it, with any value"
-        ) from None
-    with suppress(yaml.YAMLError):  # garbled: two keys were one node
-        changes = _differing(edited, params)
-    if changes:
-        raise UserError(
-            f"{parameters.FILE} has anchors or merges: write these values in full: "
-            f"{', '.join(changes)}"
-        )
-    return edited
-
-
-def _differing(text: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that have another value, or none, in a YAML text."""
-    current = parse_yaml(text)
-    # By repr, since 1 equals true.
-    return {
-        key: value
-        for key, value in params.items()
-        if repr(value_at(current, key)) != repr(value)
-    }
-
-
-def replace_values(text: str, changes: Mapping[str, Any]) -> str:
-    """Return a YAML text with other values at dotted keys.
-
-    Comments and layout around them stay as they are. Raises KeyError for a key that is
-    not there, and yaml.YAMLError for what is no YAML.
-    """
-    root = yaml.compose(text, yaml.SafeLoader)  # libyaml's marks count bytes
-    edits = []
-    for key, value in changes.items():
-        node = _find(root, key)
-        start, end = node.start_mark.index, _end(node)
-        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
-        # A flow value has to stand further to the right than the key of a block.
-        edits.append((start, end, "  " * is_block + _format(value)))
-    for start, end, value in sorted(edits, reverse=True):
-        # An empty value has no space before it.
-        space = " " if start == end and text[start - 1] == ":" else ""
-        text = text[:start] + space + value + text[end:]
-    return text
-
-
-def _find(node: yaml.Node | None, key: str) -> yaml.Node:
-    for step in key.split("."):
-        inner = node.value if isinstance(node, yaml.MappingNode) else []
-        node = next((value for name, value in inner if name.value == step), None)
+    yaml = YAML(typ="safe", pure=True)  # libyaml's marks count bytes
+    root, edits = yaml.compose(text), []
+    for key, value in params.items():
+        node = root
+        for step in key.split("."):
+            inner = node.value if isinstance(node, MappingNode) else []
+            node = next((below for name, below in inner if name.value == step), None)
         if node is None:
-            raise KeyError(key)
-    assert node is not None
-    return node
-
-
-def _end(node: yaml.Node) -> int:
-    """Return where a value ends; a block claims the comments after it, too."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
-        last = node.value[-1]
-        return _end(last[1] if isinstance(last, tuple) else last)
-    return node.end_mark.index
-
-
-def _format(value: Any) -> str:
-    """Return a value on one line, each string in quotes."""
-    if isinstance(value, str):
-        return yaml.safe_dump(
-            value, default_style='"', allow_unicode=True, width=float("inf")
-        ).strip()
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_format, value))}]"
-    return json.dumps(value)
+            raise UserError(f"{FILE}: {key} is missing: add it, with any value")
+        # By repr, since 1 equals true.
+        if repr(yaml.constructor.construct_object(node, deep=True)) == repr(value):
+            continue
+        if node.anchor:
+            raise UserError(f"{FILE}: {key} has an anchor: write its value in full")
+        start, end = node.start_mark.index, node.end_mark.index
+        space = " " if text[start - 1] == ":" else ""  # none before an empty value
+        while isinstance(node, CollectionNode) and not node.flow_style:
+            # A block claims the comments after it, too, and may be indented less than
+            # what takes its place.
+            last = node.value[-1]
+            node = last[1] if isinstance(last, tuple) else last
+            end, space = node.end_mark.index, "  "
+        edits.append(
+            (start, end, space + escape(json.dumps(value, ensure_ascii=False)))
+        )
+    for start, end, new in sorted(edits, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text

@@ -1,107 +1,160 @@
-"""Assign images to splits, and name them in the archive."""
+"""Give every image its class, its split, and its name in the archive."""
 
 import os
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
+from stages.images.names import normalize
+from stages.plumbing.errors import UserError
 from tools.image_files import LeftOut
-from tools.pack.folder import Image, Splits
-from tools.pack.look import Look
+from tools.pack.look import Image
 
-SPLITS = ("train", "valid")
-ONE_SPLIT = "of a class without images for the other split"
-
-
-class Packed(NamedTuple):
-    """An image and where it goes."""
-
-    path: str
-    member: str
-    """Its name in the archive."""
-    split: int
-    """0 for training images, 1 for validation images."""
-    label: str
-    """The name of its class."""
-    look: Look
+TRAINING = ("train", "training")
+VALIDATION = ("valid", "validation", "val", "test", "testing", "dev", "eval", "holdout")
+RANKS = dict.fromkeys(TRAINING, -1) | dict.fromkeys(VALIDATION, 1)
+Splits = tuple[str, str] | None  # the two folders; None if they are classes
 
 
-def split_by_content(
-    digests: Sequence[bytes], labels: Sequence[str], share: float
-) -> dict[bytes, int]:
-    """Return for each digest its split: 1, validation, for about so large a share.
+def plain_name(name: str) -> str:
+    """Return a name as every system reads it."""
+    return normalize(os.fsencode(name).decode("utf-8", "replace")).replace("\\", "_")
 
-    The digest alone decides, so copies stay together, and images that are added move no
-    others. Only if a class would have none of a split, one of its images is moved,
-    which no other class has.
+
+def name_members(top: str, images: Iterable[Image]) -> list[Image]:
+    """Name images by their paths below `top`, and below what holds all class folders.
+
+    Raises UserError for folders that other systems would read as one.
     """
-    splits = {
-        digest: int(int.from_bytes(digest[:8], "big") < share * 2**64)
-        for digest in digests
-    }
-    classes_of = defaultdict(set)
-    for digest, label in zip(digests, labels, strict=True):
-        classes_of[digest].add(label)
-    own = defaultdict(list)
-    for digest in sorted(splits):
-        for label in classes_of[digest]:
-            own[label].append(digest)
-    for label in sorted(own):
-        of_class = own[label]
-        movable = [digest for digest in of_class if len(classes_of[digest]) == 1]
-        held = {splits[digest] for digest in of_class}
-        if len(held) == 1 and len(of_class) > 1 and movable:
-            to = 1 - held.pop()
-            # The digests closest to the share's bound.
-            splits[movable[0 if to else -1]] = to
-    return splits
+    named: list[Image] = []
+    parents: dict[str, str] = {}
+    for image in images:
+        parent, path = os.path.dirname(image.path), os.path.relpath(image.path, top)
+        named.append(image._replace(member=plain_name(path)))
+        folder = os.path.dirname(named[-1].member)
+        if "\\" in os.path.dirname(path) or "\ufffd" in folder:
+            raise UserError(f"{parent!a} holds a backslash or is not UTF-8: rename it")
+        if (other := parents.setdefault(folder, parent)) != parent:
+            raise UserError(
+                f"{parent!a} and {other!a} are one name in two Unicode forms: rename "
+                "one, or move its files into the other"
+            )
+    common = os.path.commonpath(parents or [""])
+    if common in parents:  # a class
+        common = os.path.dirname(common)
+    return [i._replace(member=i.member.removeprefix(f"{common}/")) for i in named]
+
+
+def find_splits(
+    members: Iterable[str], chosen: Sequence[str] | None
+) -> tuple[Splits, str]:
+    """Return which outer folders are splits, and why they count as splits.
+
+    Two are splits if one is named like training and the other like validation, or if
+    both hold the same folders, at least two. `chosen` overrides that; it is empty if
+    they are classes. Raises UserError where both are possible, or `chosen` is not.
+    """
+    inner: dict[str, Counter[str]] = defaultdict(Counter)
+    for outer, *below in (member.split("/")[:-1] or [""] for member in members):
+        inner[outer][below[0] if below else ""] += 1
+    inner.pop("", None)  # images beside the folders
+    names = sorted(inner)
+    shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
+    if chosen:
+        train, valid = map(plain_name, chosen)
+        if train == valid or not inner.keys() >= {train, valid}:
+            raise UserError(
+                f"--splits: {train} and {valid} are not two folders with images: "
+                f"choose from {shown}"
+            )
+        return (train, valid), "as --splits says"
+    nested = [name for name in names if inner[name].keys() != {""}]
+    if chosen is not None or len(names) < 2 or not nested:
+        return None, ""
+    rank = {name: RANKS.get(name.lower(), 0) for name in names}
+    train, valid, *_ = sorted(names, key=lambda n: (rank[n], -inner[n].total(), n))
+    same = inner[train].keys()
+    alike = len(same) > 1 and all(inner[name].keys() == same for name in names)
+    if len(nested) == len(names) == 2:
+        if (rank[train], rank[valid]) == (-1, 1):
+            return (train, valid), "by their names"
+        if alike and len(same - {""}) > 1:
+            reason = "they hold the same folders; if they are classes, use --no-splits"
+            return (train, valid), reason
+    if alike or any(rank.values()):
+        raise UserError(
+            f"{shown} may be splits or classes: name two splits with --splits "
+            "TRAIN VALID, or use --no-splits if they are classes"
+        )
+    return None, ""
 
 
 def place(
-    images: Sequence[Image], splits: Splits | None, share: float, left_out: LeftOut
-) -> tuple[list[Packed], tuple[str, str]]:
-    """Place images in the archive, sorted by name; return the folders of the splits.
+    images: Iterable[Image], splits: Splits, share: float, left_out: LeftOut
+) -> tuple[list[Image], list[str]]:
+    """Return the images in the order of the archive, and its folders of the splits.
 
-    Images of a class without images for both splits are left out.
+    Without `splits`, about a `share` of them is for validation. Images without a class,
+    and those of a class without images for both splits, are left out.
     """
-    if splits:
-        numbers = {folder: number for number, folder in enumerate(splits.folders)}
-        split_of = [numbers[image.split_folder or ""] for image in images]
-    else:
-        digests = [image.look.digest for image in images]
-        labels = [image.label for image in images]
-        by_content = split_by_content(digests, labels, share)
-        split_of = [by_content[digest] for digest in digests]
-    held = defaultdict(set)
-    for image, split in zip(images, split_of, strict=True):
-        held[image.label].add(split)
-    classes = {label for label in held if len(held[label]) == len(SPLITS)}
-    folders = _other_names(splits.folders if splits else SPLITS, classes)
-    reserved = classes.union(folders)
-    placed: dict[str, Packed] = {}
-    for image, split in zip(images, split_of, strict=True):
+    found = []
+    for image in images:
+        *folders, name = image.member.split("/")
+        outer = folders.pop(0) if splits and folders else None
+        if splits and outer and outer not in splits:
+            left_out.add("in neither of the two splits", image.path)
+        elif not folders:
+            left_out.add("not in the folder of a class", image.path)
+        else:
+            split = splits.index(outer) if splits else 0
+            label, inner = folders[0], "/".join([*folders[1:], name])
+            found.append(image._replace(label=label, split=split, member=inner))
+    if not splits:
+        split_of = split_by_content(found, share)
+        found = [image._replace(split=split_of[image.digest]) for image in found]
+    held = {(image.label, image.split) for image in found}
+    classes = {label for label, split in held if (label, 1 - split) in held}
+    names: list[str] = []
+    for name in splits or ("train", "valid"):
+        while name in classes or name in names:
+            name += "_"
+        names.append(name)
+    reserved = classes.union(names)
+    placed: dict[str, Image] = {}
+    for image in found:
         if image.label not in classes:
-            left_out.add(ONE_SPLIT, image.path)
+            left_out.add("of a class without images for the other split", image.path)
             continue
-        inner = image.inner
-        if reserved.intersection(inner):  # preprocess would not know which is which
-            inner = _other_names(["_".join(inner)], reserved)
-        folder = "/".join([folders[split], image.label, *inner])
-        stem, suffix = os.path.splitext(image.name)
-        name, count = image.name, 1
-        while (member := f"{folder}/{name}") in placed:
+        inner, name = os.path.split(image.member)
+        if reserved.intersection(inner.split("/")):  # preprocess would confuse them
+            inner = inner.replace("/", "_")
+            while inner in reserved:
+                inner += "_"
+        stem, suffix = os.path.splitext(name)
+        folder = os.path.join(names[image.split], image.label, inner)
+        count = 1
+        while (member := os.path.join(folder, name)) in placed:
             count += 1
             name = f"{stem}-{count}{suffix}"
-        placed[member] = Packed(image.path, member, split, image.label, image.look)
-    ordered = [placed[member] for member in sorted(placed)]
-    return ordered, (folders[0], folders[1])
+        placed[member] = image._replace(member=member)
+    return [placed[member] for member in sorted(placed)], names
 
 
-def _other_names(names: Iterable[str], taken: Collection[str]) -> tuple[str, ...]:
-    """Lengthen names until none of them is taken."""
-    free: list[str] = []
-    for name in names:
-        while name in taken or name in free:
-            name += "_"
-        free.append(name)
-    return tuple(free)
+def split_by_content(images: Sequence[Image], share: float) -> dict[bytes, int]:
+    """Return the split of each digest: 1, validation, for about so large a share.
+
+    The digest alone decides, so copies stay together, and added images move no others.
+    Only a class that would have none of a split gets one, which no other class has.
+    """
+    of_class = defaultdict(set)
+    for image in images:
+        of_class[image.label].add(image.digest)
+    classes = Counter(chain.from_iterable(of_class.values()))
+    splits = {d: int(int.from_bytes(d[:8], "big") < share * 2**64) for d in classes}
+    for own in of_class.values():
+        movable = sorted(digest for digest in own if classes[digest] == 1)
+        held = {splits[digest] for digest in own}
+        if len(held) == 1 and len(own) > 1 and movable:
+            # The digest closest to the bound between the splits.
+            splits[movable[-1 if held == {1} else 0]] ^= 1
+    return splits
