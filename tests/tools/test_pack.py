@@ -13,23 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from ruamel.yaml import YAML
 
 from stages.images import names
+from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
-from hermetic.values import parse_yaml
-from tests.conftest import ROOT, copy, run, succeed
-from tools.pack.folder import find_splits
-from tools.pack.look import look_at
+from tests.conftest import ROOT, copy, edit, run, succeed
+from tools.pack import look
 from tools.pack.params import (
-    choose_background,
+    choose_params,
     choose_size,
+    edit_params,
     max_learning_rate,
-    replace_values,
 )
-from tools.pack.place import Packed, split_by_content
-from tools.pack.tar import Digested, write_tar
+from tools.pack.place import find_splits, split_by_content
+from tools.pack.write import write
 
 PACK = ("python", "-m", "tools.pack")
 PARAMS = (ROOT / "params.yaml").read_text("utf-8")
@@ -44,22 +43,26 @@ def here(tmp_path):
     return folder
 
 
-def pack(folder: Path, *arguments: str) -> str:
-    return succeed(folder, *PACK, *arguments, PYTHONPATH=str(ROOT))
+def pack(folder: Path, *arguments: str | Path) -> str:
+    return succeed(folder, *PACK, *map(str, arguments), PYTHONPATH=str(ROOT))
 
 
-def refusal(folder: Path, *arguments: str) -> str:
-    """Return the one line that an error is told in; nothing is written then."""
+def refusal(folder: Path, *arguments: str | Path) -> str:
+    """Return the one line that an error is reported on; nothing is written then."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    done = run(folder, *PACK, *arguments, PYTHONPATH=str(ROOT))
+    done = run(folder, *PACK, *map(str, arguments), PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     return done.stderr.removeprefix("pack: ")
 
 
+def load(text: str) -> dict:
+    return YAML(typ="safe").load(text)
+
+
 def params(folder: Path) -> dict:
-    return yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
+    return load((folder / "params.yaml").read_text("utf-8"))
 
 
 def members(archive: Path) -> dict[str, bytes]:
@@ -78,10 +81,16 @@ def gray(folder: Path, per_class: dict[str, int], side: int = 8) -> Path:
     noise = np.random.default_rng(0)
     for label, count in per_class.items():
         for i in range(count):
-            save(
-                folder / label / f"{i}.png", noise.integers(0, 256, (side, side), "u1")
-            )
+            pixels = noise.integers(0, 256, (side, side), "u1")
+            save(folder / label / f"{i}.png", pixels)
     return folder
+
+
+def seen(digest: bytes = b"", label: str = "", ink: float = 0) -> look.Image:
+    """Return what `look_at` finds out about an image, half of it transparent."""
+    opacity = 0.0 if np.isnan(ink) else 0.5
+    level = np.nan_to_num(ink) * opacity
+    return look.Image("", digest, (8, 8), True, False, level, opacity, ink, label)
 
 
 ICONS = "アイコン" * 10
@@ -90,7 +99,7 @@ ICONS = "アイコン" * 10
 
 @pytest.fixture(scope="module")
 def motley(tmp_path_factory):
-    """What people have: icons, photos, GIFs, other names, and things that are none."""
+    """What people have: icons, photos, GIFs, odd names, and files that are no images."""
     folder = tmp_path_factory.mktemp("motley") / "my photos"
     noise = np.random.default_rng(1)
     for i in range(40):  # black icons of many sizes
@@ -102,41 +111,38 @@ def motley(tmp_path_factory):
     for i in range(30):
         photo = noise.integers(0, 256, (40, 60, 3), "u1")
         save(folder / "photos" / f"IMG_{i}.JPG", photo, format="JPEG", exif=exif)
-    for i in range(20):
-        palette = Image.fromarray(noise.integers(0, 256, (30, 30), "u1")).convert("P")
-        palette.save(_made(folder / "gifs" / f"{i}.gif"))
     for form in ("NFC", "NFD"):  # two files on Linux, one name for preprocess
         name = unicodedata.normalize(form, "é.png")
         save(folder / "gifs" / name, noise.integers(0, 256, (30, 30), "u1"))
+    for i in range(20):
+        palette = Image.fromarray(noise.integers(0, 256, (30, 30), "u1")).convert("P")
+        palette.save(folder / "gifs" / f"{i}.gif")
     for name in ("tiny/photos/0", "tiny/photos/1", "single/1", "loose"):
         save(folder / f"{name}.png", noise.integers(0, 256, (9, 9), "u1"))
     shutil.copy(folder / "photos" / "IMG_3.JPG", folder / "photos" / "again.jpg")
     shutil.copy(folder / "photos" / "IMG_3.JPG", folder / "gifs" / "photo.jpg")
     frames = [Image.new("L", (9, 9), level) for level in (0, 255)]
     frames[0].save(folder / "gifs" / "two.gif", save_all=True, append_images=frames[1:])
+    Image.new("LAB", (8, 8)).save(folder / "gifs" / "lab.tif")
     (folder / "gifs" / "drawing.svg").write_text("<svg/>")
-    (folder / "gifs" / "cut.png").write_bytes(
-        (folder / "single/1.png").read_bytes()[:60]
-    )
+    start = (folder / "single/1.png").read_bytes()[:60]
+    (folder / "gifs" / "cut.png").write_bytes(start)
     (folder / "gifs" / "broken link.png").symlink_to("nowhere")
+    os.mkfifo(folder.parent / "pipe")
+    (folder / "gifs" / "pipe.png").symlink_to(folder.parent / "pipe")
     (folder / "linked").symlink_to("photos")
     for name in (".DS_Store", "photos/Thumbs.db", "notes.txt"):
         (folder / name).write_text("none")
     return folder
 
 
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
     clone = copy(built, tmp_path / "a clone")
-    shown = pack(clone, str(motley))
-    said = params(clone)
-    assert said["data"]["classes"] == ["gifs", "photos", "tiny", ICONS]
-    assert said["data"]["grayscale"] is True
-    assert said["data"]["background"] == 255  # under black icons
+    shown = pack(clone, motley)
+    chosen = params(clone)
+    assert chosen["data"]["classes"] == ["gifs", "photos", "tiny", ICONS]
+    assert chosen["data"]["grayscale"] is True
+    assert chosen["data"]["background"] == 255  # under black icons
     sizes = []
     packed = members(clone / "data/my photos.tar")
     for content in packed.values():
@@ -144,22 +150,23 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
             # Every JPEG is of a turned camera.
             sizes.append(image.size if image.format == "JPEG" else image.size[::-1])
     median = np.median(sizes, axis=0)
-    assert said["data"]["size"] == np.rint(median * min(1, 64 / median.max())).tolist()
+    expected = np.rint(median * min(1, 64 / median.max())).tolist()
+    assert chosen["data"]["size"] == expected
     digest = hashlib.sha256((clone / "data/my photos.tar").read_bytes()).hexdigest()
-    assert said["download"] == {"url": "data/my photos.tar", "sha256": digest}
+    assert chosen["download"] == {"url": "data/my photos.tar", "sha256": digest}
     for line in (
-        "turned as EXIF says: 32",
+        "turned as EXIF says: 32, ",
         "copies: 2, ",
-        "images of several classes: 1, ",
-        "left out: 1, for example {}/gifs/broken link.png: No such file or directory",
-        "left out: 1, for example {}/gifs/two.gif: has 2 frames: save the one",
-        "left out: 1, for example {}/linked: a link to a folder",
-        "left out: 1, for example {}/loose.png: not in the folder of a class",
-        "left out: 2, for example {}/notes.txt: no image, by the extension",
-        "left out: 1, for example {}/single/1.png: of a class without images",
-        "left out: 1, for example {}/gifs/cut.png: not a readable PNG",
-        "left out: 1, for example {}/gifs/drawing.svg: not a readable PNG",
-        "classes with few training images: 1, for example tiny with 1",
+        "copies in two classes: 2, ",
+        "left out, No such file or directory: 1, for example {}/gifs/broken link.png",
+        "left out, has 2 frames: save the one that counts: 1, for example {}/gifs/two.",
+        "left out, has the mode LAB: save it as RGB or gray: 1, for example {}/gifs/lab",
+        "left out, not a regular file: 1, for example {}/gifs/pipe.png",
+        "left out, a link to a folder: 1, for example {}/linked",
+        "left out, not in the folder of a class: 1, for example {}/loose.png",
+        f"left out, {names.NO_IMAGE}: 2, for example {{}}/notes.txt",
+        "left out, of a class without images for the other split: 1, for example {}/si",
+        "left out, not a readable PNG",
     ):
         assert "\n" + line.format(motley) in shown
 
@@ -168,7 +175,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
     with np.load(clone / "data/tensors.npz") as tensors:
         counts = [np.bincount(tensors[f"{s}_labels"]) for s in ("train", "valid")]
         assert not tensors["valid_in_train"].any()  # copies are on one side
-    for label, name in enumerate(said["data"]["classes"]):
+    for label, name in enumerate(chosen["data"]["classes"]):
         row = next(row for row in shown.splitlines() if row.startswith(f"{name} "))
         assert row.split()[-2:] == [f"{count[label]:,}" for count in counts]
     # Each packed file is there under its class, whatever its name.
@@ -186,7 +193,7 @@ def test_images_look_the_same_after_packing(built, tmp_path):
             turned[0, 0, :3] = i  # below nothing
             save(tmp_path / "icons" / label / f"{i}.png", turned)
     clone = copy(built, tmp_path / "a clone")
-    pack(clone, str(tmp_path / "icons"))
+    pack(clone, tmp_path / "icons")
     assert params(clone)["train"]["batch_size"] < 24
     succeed(clone, "python", "-m", "tools.check")
     succeed(clone, "dvc", "repro", "preprocess")
@@ -207,7 +214,7 @@ def test_fifty_thousand_files_in_a_folder(built, tmp_path):
         for i, image in enumerate(part):
             (folder / label / f"{i}.pgm").write_bytes(b"P5 4 4 255\n" + image.tobytes())
     clone = copy(built, tmp_path / "a clone")
-    pack(clone, str(folder), "--valid", "0.3")
+    pack(clone, folder, "--valid", "0.3")
     succeed(clone, "dvc", "repro", "preprocess")
     with np.load(clone / "data/tensors.npz") as tensors:
         train, valid = tensors["train_images"], tensors["valid_images"]
@@ -217,76 +224,64 @@ def test_fifty_thousand_files_in_a_folder(built, tmp_path):
 
 
 def test_the_same_images_make_the_same_bytes(here, tmp_path):
-    files = gray(tmp_path / "one", {"a": 30, "b": 20})
+    files = gray(tmp_path / "one", {"a": 30, f"b/{'long ' * 30}": 20})
     other = tmp_path / "elsewhere" / "one"
     paths = [path for path in files.rglob("*") if path.is_file()]
     random.Random(0).shuffle(paths)
     for path in paths:  # written in another order, at another time, with other rights
-        target = _made(other / path.relative_to(files))
+        target = other / path.relative_to(files)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         os.utime(target, (10**9, 10**9))
         target.chmod(0o600)
-    pack(here, str(files))
+    pack(here, files)
     first = (here / "data/one.tar").read_bytes()
-    pack(here, str(other), "-o", "data/two.tar")
+    pack(here, other, "-o", "data/two.tar")
     assert (here / "data/two.tar").read_bytes() == first
     assert params(here)["download"]["sha256"] == hashlib.sha256(first).hexdigest()
     listed = subprocess.check_output(["tar", "tf", here / "data/one.tar"], text=True)
-    assert listed.split() == sorted(members(here / "data/one.tar"))
+    assert listed.splitlines() == sorted(members(here / "data/one.tar"))
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         kept = {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.gname) for m in tar}
     assert kept == {(0, 0o644, 0, 0, "", "")}
 
 
-def test_packing_again_changes_nothing(here, tmp_path):
-    folder = gray(tmp_path / "some", {"a": 30, "b": 20})
-    pack(here, str(folder))
+def test_packing_again_changes_nothing_and_keeps_the_order_of_the_classes(
+    here, tmp_path
+):
+    folder = gray(tmp_path / "some", {"a": 30, "b": 20, "10": 20})
+    pack(here, folder)
+    assert params(here)["data"]["classes"] == ["10", "a", "b"]
+    edit(here / "params.yaml", '"10", "a", "b"', '"b", "10", "a"')
     files = [here / "params.yaml", here / "data/some.tar"]
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
-    shown = pack(here, str(folder))
+    shown = pack(here, folder)
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
     assert "data/some.tar: unchanged" in shown
     assert shown.endswith("params.yaml: nothing to change\n")
 
 
-def test_the_order_of_the_classes_is_kept(here, tmp_path):
-    folder = gray(tmp_path / "some", {"a": 30, "b": 20, "10": 20})
-    pack(here, str(folder))
-    assert params(here)["data"]["classes"] == ["10", "a", "b"]
-    file = here / "params.yaml"
-    file.write_text(file.read_text("utf-8").replace('"10", "a", "b"', '"b", "10", "a"'))
-    assert pack(here, str(folder)).endswith("nothing to change\n")
-
-
-def test_another_archive_is_not_replaced_without_a_word(here, tmp_path):
+def test_a_dry_run_shows_everything_and_writes_nothing(here, tmp_path):
     folder = gray(tmp_path / "some", {"a": 30, "b": 20})
-    with tarfile.open(here / "data/some.tar", "w"):
-        pass
-    shown = pack(here, str(folder))
-    assert "data/some.tar: written in place of another archive" in shown
-
-
-def test_a_dry_run_shows_all_and_writes_nothing(here, tmp_path):
-    folder = gray(tmp_path / "some", {"a": 30, "b": 20})
-    shown = pack(here, str(folder), "--dry-run")
+    shown = pack(here, folder, "--dry-run")
     assert {path.name for path in here.rglob("*")} == {"data", "params.yaml"}
     assert (here / "params.yaml").read_text("utf-8") == PARAMS
-    real = pack(here, str(folder))
-    assert shown == real.replace(": written", ": would be written").replace(
-        "Now run make.\n", ""
-    )
+    expected = shown.replace(": would be written", ": written") + "Now run make.\n"
+    assert pack(here, folder) == expected
+    gray(folder, {"c": 20})
+    assert "some.tar: written in place of another archive" in pack(here, folder)
 
 
 def test_only_the_values_change(here, tmp_path):
     folder = gray(tmp_path / 'a "quoted": name', {"yes": 40, "it's: #1": 40})
-    pack(here, str(folder))
+    pack(here, folder)
     before, after = PARAMS.splitlines(), (here / "params.yaml").read_text().splitlines()
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     keys = [new.split(":")[0].strip() for _, new in changed]
     assert keys == ["url", "sha256", "classes"]
     for old, new in changed:
         assert new.split("  # ")[1:] == old.split("  # ")[1:]
-    assert parse_yaml("\n".join(after))["data"]["classes"] == ["it's: #1", "yes"]
+    assert params(here)["data"]["classes"] == ["it's: #1", "yes"]
 
 
 @pytest.mark.parametrize(
@@ -297,99 +292,74 @@ def test_only_the_values_change(here, tmp_path):
         ("a:\n  b:\n  - 1\n  - 2  # two\n\n# c\nc: 2", True, None),
         ("a:\n  b:\nc: 2\n", "it's", None),
         ("a: {b: [1,\n   2], d: 4}\nc: 2", 'a "b"', 'a: {b: "a \\"b\\"", d: 4}\nc: 2'),
-        ("a:\n  # ä\n  b: ü\nc: 2", ["ö", "\x85"], None),
+        ("a:\n  # ä\n  b: ü\nc: 2", ["ö", "\x85", "\x7f", "\ufffe", "😀"], None),
+        ("a: {b: 1}\nc: 2\n", True, "a: {b: true}\nc: 2\n"),
     ],
 )
 def test_a_value_is_replaced_in_any_layout(text, value, expected):
-    edited = replace_values(text, {"a.b": value})
+    edited = edit_params(text, {"a.b": value})
     assert expected in (None, edited)
-    assert parse_yaml(edited)["a"]["b"] == value
-    assert {**parse_yaml(text)["a"], "b": value} == parse_yaml(edited)["a"]
-    assert parse_yaml(edited)["c"] == 2
+    assert load(edited)["a"]["b"] == value
+    assert load(edited) == {"a": {**load(text)["a"], "b": value}, "c": 2}
     assert [part for part in text.split() if part.startswith("#")] == [
         part for part in edited.split() if part.startswith("#")
     ]
+    assert edit_params(edited, {"a.b": value}) == edited
 
 
 def digests(count: int) -> list[bytes]:
     return [hashlib.sha256(b"%d" % i).digest() for i in range(count)]
 
 
+def labelled(count: int) -> list[look.Image]:
+    return [seen(digest, "ab"[i % 2]) for i, digest in enumerate(digests(count))]
+
+
 def test_the_share_to_validate_on_is_about_what_was_asked_for():
     for share in (0.1, 0.2, 0.5):
-        splits = split_by_content(digests(10_000), ["a", "b"] * 5_000, share)
+        splits = split_by_content(labelled(10_000), share)
         sigma = (10_000 * share * (1 - share)) ** 0.5
         assert sum(splits.values()) == pytest.approx(10_000 * share, abs=4 * sigma)
 
 
 def test_images_that_are_added_move_no_others():
-    some, all_ = digests(200), digests(400)
-    before = split_by_content(some, ["a", "b"] * 100, 0.2)
-    after = split_by_content(all_, ["a", "b"] * 200, 0.2)
-    assert {digest: after[digest] for digest in some} == before
+    before = split_by_content(labelled(200), 0.2)
+    assert before.items() <= split_by_content(labelled(400), 0.2).items()
 
 
 def test_every_class_of_two_images_has_both_splits_and_copies_stay_together():
     random_ = random.Random(3)
     for _ in range(300):
         pool = digests(random_.randint(2, 8))
-        labels = [random_.choice("abc") for _ in range(12)]
-        images = [random_.choice(pool) for _ in labels]
-        splits = split_by_content(images, labels, random_.choice([0.01, 0.2, 0.99]))
-        own = {
-            label: {
-                image
-                for image, other in zip(images, labels, strict=True)
-                if other == label
-            }
-            for label in labels
-        }
-        for label, of_class in own.items():
-            elsewhere = set().union(*(own[other] for other in own if other != label))
+        images = [seen(random_.choice(pool), random_.choice("abc")) for _ in range(12)]
+        splits = split_by_content(images, random_.choice([0.01, 0.2, 0.99]))
+        for label in "abc":
+            of_class = {image.digest for image in images if image.label == label}
+            elsewhere = {image.digest for image in images if image.label != label}
             if len(of_class) > 1 and of_class - elsewhere:
-                assert {splits[image] for image in of_class} == {0, 1}
-
-
-def test_what_is_no_image_does_not_change_what_the_folders_are(here, tmp_path):
-    for folder in ("wrap/train/a", "wrap/train/b", "wrap/valid/a", "wrap/valid/b"):
-        gray(tmp_path / "set" / folder, {"": 3})
-    for name in ("LICENSE", "wrap/README", "wrap/train/labels.zip"):
-        (tmp_path / "set" / name).write_text("no image")
-    pack(here, str(tmp_path / "set"))
-    assert params(here)["data"]["classes"] == ["a", "b"]
-    assert params(here)["data"]["splits"] == {"train": "train", "valid": "valid"}
-
-
-def test_a_mode_that_cannot_be_gray_and_a_link_to_a_pipe_are_left_out(here, tmp_path):
-    folder = gray(tmp_path / "some", {"a": 5, "b": 5})
-    Image.new("LAB", (8, 8)).save(folder / "a" / "lab.tif")
-    os.mkfifo(tmp_path / "pipe")
-    (folder / "a" / "pipe.png").symlink_to(tmp_path / "pipe")
-    shown = pack(here, str(folder))
-    assert "a/lab.tif: has the mode LAB: save it as RGB or gray\n" in shown
-    assert "a/pipe.png: no plain file\n" in shown
+                assert {splits[digest] for digest in of_class} == {0, 1}
 
 
 def test_names_cannot_write_to_the_terminal(here, tmp_path):
     gray(tmp_path / "some", {"a": 5, "\x1b[31mred\n": 5})
-    assert "\n\\x1b[31mred\\n " in pack(here, str(tmp_path / "some"))
+    assert "\n\\x1b[31mred\\n " in pack(here, tmp_path / "some")
 
 
 def test_splits_are_taken_as_they_are(here, tmp_path):
     for split, count in (("Testing", 10), ("training", 25)):
         gray(tmp_path / "set" / "inside" / split, {"a": count, "b": 2 * count})
-    shown = pack(here, str(tmp_path / "set"))
-    said = params(here)["data"]
-    assert said["splits"] == {"train": "training", "valid": "Testing"}
-    assert "splits: training, to train on, and Testing (so their names say)" in shown
+    for name in ("LICENSE", "inside/README", "inside/training/labels.zip"):
+        (tmp_path / "set" / name).write_text("no image")
+    shown = pack(here, tmp_path / "set")
+    assert params(here)["data"]["classes"] == ["a", "b"]
+    splits = params(here)["data"]["splits"]
+    assert splits == {"train": "training", "valid": "Testing"}
+    line = "splits: training for training, Testing for validation (by their names)\n"
+    assert line in shown
     packed = members(here / "data/set.tar")
     counts = Counter(name.rpartition("/")[0] for name in packed)
-    assert counts == {
-        "Testing/a": 10,
-        "Testing/b": 20,
-        "training/a": 25,
-        "training/b": 50,
-    }
+    expected = {"Testing/a": 10, "Testing/b": 20, "training/a": 25, "training/b": 50}
+    assert counts == expected
     path = tmp_path / "set/inside/training/b/7.png"
     assert packed["training/b/7.png"] == path.read_bytes()
 
@@ -408,9 +378,9 @@ def test_splits_are_taken_as_they_are(here, tmp_path):
     ],
 )
 def test_what_the_outer_folders_are(folders, expected):
-    splits = find_splits([tuple(folder.split("/")) for folder in folders], None)
-    assert (splits and splits.folders) == expected
-    assert find_splits([tuple(folder.split("/")) for folder in folders], []) is None
+    files = [f"{folder}/0.png" for folder in folders]
+    assert find_splits(files, None)[0] == expected
+    assert find_splits(files, [])[0] is None
 
 
 @pytest.mark.parametrize(
@@ -425,14 +395,14 @@ def test_what_the_outer_folders_are(folders, expected):
 def test_what_may_be_splits_or_classes_is_asked_about(here, tmp_path, folders, named):
     for folder in folders:
         gray(tmp_path / "set" / folder.removesuffix("/.."), {"": 3})
-    told = refusal(here, str(tmp_path / "set"))
-    assert named in told
-    assert "name two splits with --splits TRAIN VALID, or say --no-splits" in told
+    asked = refusal(here, tmp_path / "set")
+    assert named in asked
+    assert "name two splits with --splits TRAIN VALID, or use --no-splits" in asked
     outer = [folder.split("/")[0] for folder in folders]
     first, second = outer[0], outer[-1]
     for folder in (first, second):
         gray(tmp_path / "set" / folder, {"a": 3, "b": 3})
-    shown = pack(here, str(tmp_path / "set"), "--splits", first, second)
+    shown = pack(here, tmp_path / "set", "--splits", first, second)
     assert ("in neither of the two splits" in shown) == (len({*outer}) > 2)
     assert params(here)["data"]["splits"] == {"train": first, "valid": second}
 
@@ -445,20 +415,19 @@ def test_what_may_be_splits_or_classes_is_asked_about(here, tmp_path, folders, n
         ["a/train", "b/valid"],
     ],
 )
-def test_names_that_preprocess_could_misread_are_packed(lent, tmp_path, folders):
+def test_names_that_preprocess_could_misread_are_packed(here, tmp_path, folders):
     gray(tmp_path / "set", dict.fromkeys(folders, 12))
-    pack(lent, str(tmp_path / "set"), "-o", str(tmp_path / "set.tar"))
-    said = params(lent)["data"]
-    splits = {said["splits"]["train"]: 0, said["splits"]["valid"]: 1}
-    labels = {name: label for label, name in enumerate(said["classes"])}
+    pack(here, tmp_path / "set")
+    chosen = params(here)["data"]
+    splits = {chosen["splits"]["train"]: 0, chosen["splits"]["valid"]: 1}
+    labels = {name: label for label, name in enumerate(chosen["classes"])}
     assert labels.keys() == {folder.split("/")[0] for folder in folders}
     kept: Counter[int] = Counter()
-    for name in members(tmp_path / "set.tar"):
+    for name in members(here / "data/set.tar"):
         folder = names.find_folder(name.rpartition("/")[0], splits, labels)
         assert isinstance(folder, names.Folder)
         kept[folder.label] += 1
     assert kept == dict.fromkeys(range(len(folders)), 12)
-    succeed(lent, "git", "checkout", "--quiet", "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -466,22 +435,26 @@ def test_names_that_preprocess_could_misread_are_packed(lent, tmp_path, folders)
     [
         ({(28, 28): 5}, None),
         ({(512, 300): 5}, None),
-        ({(4000, 3000): 5}, (64, 48)),
-        ({(512, 512): 10_000}, (64, 64)),  # 2.6 GB
-        ({(20, 30): 3, (22, 36): 2}, (20, 30)),
-        ({(10, 200): 1, (10, 201): 1}, (3, 64)),
-        ({(1, 4000): 1, (1, 3000): 1}, (1, 64)),
+        ({(4000, 3000): 5}, [64, 48]),
+        ({(512, 512): 10_000}, [64, 64]),  # 2.6 GB
+        ({(20, 30): 3, (22, 36): 2}, [20, 30]),
+        ({(10, 200): 1, (10, 201): 1}, [3, 64]),
+        ({(1, 4000): 1, (1, 3000): 1}, [1, 64]),
     ],
 )
 def test_sizes_that_differ_become_their_bounded_median(sizes, expected):
-    assert choose_size(Counter(sizes)) == expected
+    assert choose_size([*Counter(sizes).elements()]) == expected
 
 
-def test_the_background_is_far_from_the_ink():
-    assert choose_background([]) is None
-    assert choose_background([0, 10, 200]) == 255
-    assert choose_background([250, 100, float("nan")]) == 0
-    assert choose_background([float("nan")]) == 255
+@pytest.mark.parametrize(
+    ("inks", "background"),
+    [([0, 10, 200], 255), ([250, 100, np.nan], 0), ([np.nan], 255)],
+)
+def test_the_background_is_far_from_the_ink(inks, background):
+    images = [seen(label=label, ink=ink) for ink in inks for label in "ab"]
+    train = parameters.check(parameters.Train, load(PARAMS)["train"])
+    chosen = choose_params(images, None, train, None, None)
+    assert chosen["data.background"] == background
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -490,7 +463,7 @@ def test_bright_images_get_a_learning_rate_that_is_stable(count):
     images = np.random.default_rng(0).uniform(0.5, 1, (400, 30))
     eigenvalue = np.linalg.eigvalsh(images.T @ images / 400).max()
     exact = 2 * (1 + 0.9) / (eigenvalue / (4 if count == 2 else 2))
-    rate = max_learning_rate(30, images.mean(1).tolist(), count, 0.9)
+    rate = max_learning_rate(30, 255 * images.mean(1), count, 0.9)
     assert exact / 2 < rate < 1.01 * exact
     assert f"{rate:.0e}" == f"{rate:e}".replace(".000000", "")
 
@@ -504,102 +477,106 @@ def test_the_learning_rate_of_digits_is_kept_and_that_of_white_pages_lowered(
                 image = np.full((40, 40), ground, np.uint8)
                 image[5 : 10 + i % 9, 5:20] = 255 - ground
                 save(tmp_path / name / label / f"{i}.png", image)
-    assert "learning rate 0.2\n" in pack(here, str(tmp_path / "digits"))
-    shown = pack(here, str(tmp_path / "pages"))
+    pack(here, tmp_path / "digits")
+    assert params(here)["train"] == load(PARAMS)["train"]
+    shown = pack(here, tmp_path / "pages")
     # 1,600 pixels, nearly all of level 1: 2 * 1.9 / 400 * 1.1 is 0.0105.
-    assert "learning rate 0.01 instead of 0.2\n" in shown
+    assert "\n-  learning_rate: 0.2 " in shown
     assert params(here)["train"]["learning_rate"] == 0.01
-    assert pack(here, str(tmp_path / "pages")).endswith("nothing to change\n")
+    assert pack(here, tmp_path / "pages").endswith("nothing to change\n")
 
 
 def test_what_is_asked_for_is_set(here, tmp_path):
     folder = gray(tmp_path / "some", {"a": 300, "b": 20})
-    ask = ["--valid", "0.5", "--size", "5", "7", "--background", "9"]
-    pack(here, str(folder), *ask, "-o", str(tmp_path / "x.tar"))
-    said = params(here)
-    assert (said["data"]["size"], said["data"]["background"]) == ([5, 7], 9)
-    assert said["download"]["url"] == str(tmp_path / "x.tar")
+    asked = ["--valid", "0.5", "--size", "5", "7", "--background", "9"]
+    pack(here, folder, *asked, "-o", tmp_path / "x.tar")
+    chosen = params(here)
+    assert (chosen["data"]["size"], chosen["data"]["background"]) == ([5, 7], 9)
+    assert chosen["download"]["url"] == str(tmp_path / "x.tar")
     valid = sum(name.startswith("valid/") for name in members(tmp_path / "x.tar"))
     assert valid == pytest.approx(160, abs=40)
 
 
-def test_faint_ink_is_told(here, tmp_path):
+def test_faint_ink_is_reported(here, tmp_path):
     for label in "ab":
         for i in range(10):
             icon = np.full((8, 8, 4), 240 if i == 5 else i, np.uint8)
             icon[..., 3] = 255
             icon[:4, :, 3] = 0
             save(tmp_path / "icons" / label / f"{i}.png", icon)
-    shown = pack(here, str(tmp_path / "icons"))
-    assert "with transparent pixels: 20, laid over gray level 255\n" in shown
-    assert "\nhard to see on that: 2, for example " in shown
+    shown = pack(here, tmp_path / "icons")
+    assert "\nwith transparent pixels, laid over gray level 255: 20, " in shown
+    assert "\nhard to see on gray level 255: 2, for example " in shown
 
 
 def test_many_classes_make_a_short_table(here, tmp_path):
-    gray(
-        tmp_path / "set", {f"{'long ' * 12}{i}": 2 + i % 5 for i in range(256)}, side=2
-    )
-    shown = pack(here, str(tmp_path / "set"))
+    folder = tmp_path / "set"
+    gray(folder, {f"{'long ' * 12}{i}": 2 + i % 5 for i in range(256)}, side=2)
+    shown = pack(here, folder)
     assert len(params(here)["data"]["classes"]) == 256
-    table = shown[: shown.index("height x width")]
-    assert "and 236 classes that have more\n" in table
-    assert max(map(len, table.splitlines())) < 100
-    gray(tmp_path / "set", {"one more": 2})
-    assert "has 257 classes" in refusal(here, str(tmp_path / "set"))
+    table = shown[shown.index("class ") : shown.index("height x width")].splitlines()
+    assert len(table) == 22
+    assert table[-1].startswith("all 256 (smallest shown)")
+    assert {row.split()[-2] for row in table[1:-1]} == {"1"}
+    assert max(map(len, table)) < 100
+    gray(folder, {"one more": 2})
+    assert "has 257 classes" in refusal(here, folder)
 
 
-def test_what_cannot_be_packed_is_told_in_a_line(here, tmp_path):
-    assert "nothing' is no folder" in refusal(here, str(tmp_path / "nothing"))
-    assert "'' is no folder" in refusal(here, "")  # make pack without FOLDER
-    one = gray(tmp_path / "one", {"a": 5})
-    assert "has 1 classes with images for both splits" in refusal(here, str(one))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert "has 0 classes" in refusal(here, str(empty))
-    two = gray(tmp_path / "two", {"a": 5, "b": 5})
-    assert "let the name end in .tar" in refusal(here, str(two), "-o", "data/x.zip")
-    assert "--splits: c has no images: the folders are a, b" in refusal(
-        here, str(two), "--splits", "a", "c"
-    )
-    folders = ("train/a", "train/b", "val/a", "val/b")
-    split = gray(tmp_path / "split", dict.fromkeys(folders, 3))
-    assert "leave --valid out" in refusal(here, str(split), "--valid", "0.2")
-    same = refusal(here, str(two), "--splits", "a", "a")
-    assert "--splits: a cannot be both" in same
-    missing = refusal(here, str(two), "-o", "nowhere/x.tar")
-    assert "there is no folder nowhere: make it" in missing
+REFUSALS = [
+    # files per folder, options, and what is said
+    (None, [], "is not a folder: give one that holds CLASS/…"),
+    ({"a": 5}, [], "has 1 classes with images for both splits"),
+    ({}, [], "has 0 classes"),
+    ({"a": 5, "b": 5}, ["-o", "data/x.zip"], "choose a name that ends in .tar"),
+    ({"a": 5, "b": 5}, ["-o", "no/x.tar"], "-o no/x.tar: the folder does not exist"),
+    ({"a": 5, "b": 5}, ["-o", "data/x.tar"], "x.tar exists and is not a tar: give ano"),
+    ({"a": 5, "b": 5}, ["--splits", "a", "c"], "a and c are not two folders with imag"),
+    ({"a": 5, "b": 5}, ["--splits", "a", "a"], "not two folders with images: choose f"),
+    (
+        {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3},
+        ["--valid", "0.2"],
+        "--valid: train and val are splits (by their names): leave it out",
+    ),
+    ({"back\\slash": 3, "b": 3}, [], "a backslash or is not UTF-8: rename it"),
+    ({os.fsdecode(b"\xff"): 3, "b": 3}, [], "a backslash or is not UTF-8: rename it"),
+    ({"\xe9": 3, "e\u0301": 3}, [], "are one name in two Unicode forms: rename one"),
+]
+
+
+@pytest.mark.parametrize(("folders", "options", "message"), REFUSALS)
+def test_what_cannot_be_packed_is_refused(here, tmp_path, folders, options, message):
     (here / "data/x.tar").write_text("not an archive")
-    other = refusal(here, str(two), "-o", "data/x.tar")
-    assert "data/x.tar is there and no tar: give another name with -o" in other
-    for i, name in enumerate(("back\\slash", os.fsdecode(b"\xff"))):
-        odd = gray(tmp_path / f"odd {i}", {name: 3, "b": 3})
-        assert "is no UTF-8: rename it" in refusal(here, str(odd))
-    twice = gray(tmp_path / "twice", {"\xe9": 3, "e\u0301": 3})
-    assert "are one name in other code points" in refusal(here, str(twice))
-    three = gray(tmp_path / "three", {"a": 5, "b": 5, "c": 5})
-    file = here / "params.yaml"
-    file.write_text(PARAMS.replace("loss: log_loss", "loss: absolute"), "utf-8")
-    assert "take log_loss for 3 classes" in refusal(here, str(three))
-    file = here / "params.yaml"
-    file.write_text(PARAMS.replace("  background: null", "  # none"), "utf-8")
-    assert "data.background is missing: add it" in refusal(here, str(two))
-    file.write_text(
-        PARAMS.replace("  size: null", "  size: &none null").replace(
-            "  background: null", "  background: *none"
-        ),
-        "utf-8",
-    )
-    told = refusal(here, str(two), "--background", "3", "--size", "3", "3")
-    assert "has anchors or merges: write these values in full: data." in told
-    file.unlink()
-    assert "run this from the root of the repository" in refusal(here, str(two))
+    if folders is not None:
+        (tmp_path / "set").mkdir()
+        gray(tmp_path / "set", folders)
+    assert message in refusal(here, tmp_path / "set", *options)
 
 
-def test_an_image_that_changes_meanwhile_is_told(tmp_path):
-    folder = gray(tmp_path, {"a": 1})
-    path = str(folder / "a/0.png")
-    look = look_at(path)
-    assert not isinstance(look, str)
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("loss: log_loss", "loss: absolute", "take log_loss for 3 classes"),
+        ("  background: null", "  # none", "data.background is missing: add it"),
+        ("  size: null", "  size: &a null\n  b: *a", "data.size has an anchor: write"),
+        ("train:", "train: [", "not valid YAML"),
+        (PARAMS, None, "run this from the root of the repository"),
+    ],
+)
+def test_params_that_cannot_be_edited_are_refused(here, tmp_path, old, new, message):
+    folder = gray(tmp_path / "three", {"a": 5, "b": 5, "c": 5})
+    if new is None:
+        (here / "params.yaml").unlink()
+    else:
+        edit(here / "params.yaml", old, new)
+    assert message in refusal(here, folder, "--background", "3", "--size", "3", "3")
+
+
+def test_an_image_that_changes_meanwhile_is_refused(tmp_path):
+    path = gray(tmp_path, {"a": 1}) / "a/0.png"
+    image = look.look_at(str(path))
+    assert isinstance(image, look.Image)
     gray(tmp_path, {"a": 1}, side=9)
-    with pytest.raises(UserError, match="has changed meanwhile"):
-        write_tar([Packed(path, "a/0.png", 0, "a", look)], Digested(io.BytesIO()))
+    with pytest.raises(UserError, match="has changed since it was looked at"):
+        write([image], str(tmp_path / "x.tar"), dry_run=False)
+    assert not (tmp_path / "x.tar").exists()

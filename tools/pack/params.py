@@ -51,10 +51,9 @@ def choose_params(
 
 
 def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int] | None:
-    """Return the height and width to resize images to, or None to keep their size.
+    """Return the height and width to resize images to: the median, up to MAX_SIDE.
 
-    None is for images of one size that is not too large. The others get the median
-    height and width, shrunk to MAX_SIDE.
+    Return None to keep images of one size that is not too large.
     """
     median = np.median(sizes, axis=0)
     pixels = len(sizes) * median.prod()
@@ -84,35 +83,34 @@ def max_learning_rate(
 def edit_params(text: str, params: Mapping[str, Any]) -> str:
     """Return the text of params.yaml with other values at dotted keys.
 
-    Nothing else changes: a round trip through ruamel.yaml would also drop comments
-    behind a block list, write null as nothing, and change indents and line ends. Raises
-    UserError if a key is missing, or its value stands somewhere else.
+    A round trip through ruamel.yaml would also drop comments, write null as nothing,
+    and change indents and line ends. Raises UserError if a key is missing or anchored.
     """
     yaml = YAML(typ="safe", pure=True)  # libyaml's marks count bytes
     root, edits = yaml.compose(text), []
     for key, value in params.items():
-        node = root
+        name = node = root
         for step in key.split("."):
             inner = node.value if isinstance(node, MappingNode) else []
-            node = next((below for name, below in inner if name.value == step), None)
-        if node is None:
+            name, node = next((p for p in inner if p[0].value == step), (None, None))
+        if not node:
             raise UserError(f"{FILE}: {key} is missing: add it, with any value")
         # By repr, since 1 equals true.
         if repr(yaml.constructor.construct_object(node, deep=True)) == repr(value):
             continue
         if node.anchor:
             raise UserError(f"{FILE}: {key} has an anchor: write its value in full")
-        start, end = node.start_mark.index, node.end_mark.index
-        space = " " if text[start - 1] == ":" else ""  # none before an empty value
+        start, end, space = node.start_mark.index, node.end_mark.index, ""
+        if start == end:  # an empty value, with the mark of what comes next
+            start = end = text.index(":", name.end_mark.index) + 1
+            space = " "
         while isinstance(node, CollectionNode) and not node.flow_style:
-            # A block claims the comments after it, too, and may be indented less than
-            # what takes its place.
+            # A block claims the comments after it, too, and may be indented less.
             last = node.value[-1]
             node = last[1] if isinstance(last, tuple) else last
             end, space = node.end_mark.index, "  "
-        edits.append(
-            (start, end, space + escape(json.dumps(value, ensure_ascii=False)))
-        )
+        new = escape(json.dumps(value, ensure_ascii=False))
+        edits.append((start, end, space + new))
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return text

@@ -17,8 +17,8 @@ from tools.pack.look import Image
 def write(images: Sequence[Image], out: str, *, dry_run: bool) -> tuple[str, str]:
     """Write a tar archive of the images, unless the file has its bytes already.
 
-    Returns its SHA-256, and a line about it. Raises UserError if `out` is not a tar, an
-    image has changed since it was looked at, or preprocess would not take so many bytes.
+    Returns its SHA-256, and a line about it. Raises UserError if `out` is not a tar, if
+    an image has changed since it was looked at, and for more than preprocess takes.
     """
     before, partial = None, temporary(out)
     if os.path.exists(out):
