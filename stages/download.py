@@ -89,7 +89,7 @@ def check_digest(archive: Path, source: str, expected: str) -> None:
 def find_archive(url: str) -> Path | None:
     """Return the path of a local archive, or None for an http(s) URL.
 
-    Raises UserError for another URL, and for a path that leads to no file.
+    Raises UserError for any other URL, and for a path that is not a file.
     """
     if url.startswith(("http://", "https://")):
         return None

@@ -1,4 +1,4 @@
-"""Read the images of the chosen classes out of the archive into one file of tensors."""
+"""Decode the images of the chosen classes from the archive into one tensor file."""
 
 import errno
 import hashlib
@@ -25,30 +25,28 @@ from stages.plumbing.tensors import Decoding, Split
 
 MAX_FOLDERS_SHOWN = 8
 RECORD = struct.Struct("7q")
-"""How an Entry is kept."""
+"""Binary form of an Entry, which as a Python object takes five times the memory."""
 MIN_CHUNK, MAX_CHUNK = 8, 256
-"""Images that a process decodes at a time."""
+"""Number of images in one job of a worker."""
 
 
 class LeftOut(NamedTuple):
-    """The members of an archive that are no images of a chosen split and class."""
+    """Skipped members, by reason."""
 
     counts: Counter[str]
-    """By reason."""
     examples: dict[str, str]
-    """The first member, by reason."""
+    """The name of the first skipped member."""
     folders: set[str]
-    """Other folders that the archive has."""
+    """Folders that are not of a chosen split and class."""
 
 
 def find_images(
     source: Archive, data: parameters.Data, records: IO[bytes]
 ) -> tuple[list[str], NDArray[np.int64], LeftOut]:
-    """Find the images in the archive, and write down the entry of each as a RECORD.
+    """List the images in the archive, and write the entry of each as a RECORD.
 
-    Returns a sort key for each image, by split, class, and name in natural order; how
-    many there are, (2, K), of training and validation images by class; and what is
-    left out.
+    Returns a sort key for each image (split, class, then name in natural order), the
+    number of images by split and class (2, K), and the skipped members.
     """
     splits = {
         names.normalize(data.splits.train): 0,
@@ -71,6 +69,7 @@ def find_images(
     keys, counts = [], [[0] * len(labels) for _ in splits]
     found = progress(source.find(select), "find images", "images")
     for ((split, label, inner), name), entry in found:
+        # One string per image: a tuple would take more memory.
         keys.append(f"{split}{chr(label)}{names.natural_order(inner + name)}")
         counts[split][label] += 1
         records.write(RECORD.pack(*entry))
@@ -81,9 +80,9 @@ def find_images(
 def check_counts(
     counts: NDArray[np.int64], left_out: LeftOut, data: parameters.Data
 ) -> None:
-    """Print how many images each class has in each split, and what was left out.
+    """Print the number of images by split and class, and what was skipped.
 
-    Raises UserError, naming the folders that were found, for a class without images.
+    Raises UserError, naming other folders in the archive, for a class without images.
     """
     for folder, row in zip((data.splits.train, data.splits.valid), counts, strict=True):
         for name, count in zip(data.classes, row, strict=True):
@@ -100,7 +99,7 @@ def check_counts(
 
 
 def describe_folders(folders: set[str]) -> str:
-    """Name some of the folders whose files were left out."""
+    """List some of the folders whose files were skipped."""
     if not folders:
         return "the archive has no other folders"
     shown = ", ".join(sorted(folders)[:MAX_FOLDERS_SHOWN])
@@ -111,9 +110,9 @@ def describe_folders(folders: set[str]) -> str:
 def sort_images(
     source: Archive, keys: Sequence[str], entries: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the row of each image (N,) if all are sorted by their keys.
+    """Return the row of each image (N,) in the order of the keys.
 
-    Raises UserError, naming both members, if a key occurs twice.
+    Raises UserError, naming both members, for a duplicate key.
     """
     order = sorted(range(len(keys)), key=keys.__getitem__)
     twice = [(j, i) for i, j in pairwise(order) if keys[i] == keys[j]]
@@ -132,11 +131,11 @@ def read_images(
     decoding: Decoding,
     file: IO[bytes],
 ) -> NDArray[np.uint8]:
-    """Decode images with as many processes as there are processors.
+    """Decode images in parallel; the image of entries[i] goes to row rows[i].
 
-    Returns an array (N, H, W), mapped from `file`, in which entries[i] has rows[i].
-    Raises UserError, naming the first member in the archive that cannot be used or
-    whose size differs from that of the first one, and for too little disk space.
+    Returns the images (N, H, W), memory-mapped from `file`. Raises UserError if the
+    disk is too small, and naming the first member in the archive that cannot be used or
+    differs in size from the first one.
     """
     count, options = len(entries), decoding._asdict()
 
@@ -148,7 +147,7 @@ def read_images(
     check_disk(count * first.size)
 
     def decode_chunk(chunk: range) -> None:
-        """Write some images to their rows."""
+        """Decode some images, and write them to their rows."""
         part = slice(chunk.start, chunk.stop)
         for row, entry in zip(rows[part].tolist(), entries[part].tolist(), strict=True):
             name, image = decode_entry(Entry(*entry))
@@ -172,7 +171,8 @@ def read_images(
 
 
 def check_disk(pixels: int) -> None:
-    """Raise UserError if a disk cannot hold so many pixels, a byte each, twice."""
+    """Raise UserError unless there is room for two bytes per pixel."""
+    # Each pixel is written to a scratch file, then to the npz: maybe on two disks.
     folders = [os.path.dirname(artifacts.TENSORS), runtime.SCRATCH]
     for folder in folders:
         os.makedirs(folder, exist_ok=True)
@@ -188,12 +188,12 @@ def check_disk(pixels: int) -> None:
 
 
 def decoding_of(data: parameters.Data) -> Decoding:
-    """Return how to decode the images."""
+    """Return the decoding options."""
     return Decoding(data.size, data.grayscale, data.background)
 
 
 def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
-    """Read the training and the validation images out of an archive."""
+    """Read the training and the validation images of an archive."""
     with (
         artifacts.scratch() as spool,
         artifacts.scratch() as records,
@@ -204,7 +204,7 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
         check_counts(counts, left_out, data)
         entries = np.memmap(records, np.int64, "r").reshape(len(keys), -1)
         rows = sort_images(source, keys, entries)
-        keys.clear()  # before processes are forked: their memory counts, too
+        keys.clear()  # free the memory before the workers inherit it
         images = read_images(source, entries, rows, decoding_of(data), pixels)
     labels = [np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in counts]
     train = counts[0].sum()
@@ -214,7 +214,7 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
 def find_copies(
     images: NDArray[np.uint8], others: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
-    """Return which of the images (N, H, W) are among the others (M, H, W): (N,)."""
+    """Return a mask (N,): which images (N, H, W) are among the others (M, H, W)."""
 
     def digest(image: NDArray[np.uint8]) -> bytes:
         return hashlib.blake2b(image.data, digest_size=16).digest()
@@ -232,7 +232,7 @@ def main() -> None:
     train, valid = read_splits(artifacts.ARCHIVE, data)
     valid_in_train = find_copies(valid.images, train.images)
     if count := int(valid_in_train.sum()):
-        print(f"{count} of {data.splits.valid} occur in {data.splits.train}, too")
+        print(f"{count} of {data.splits.valid} also occur in {data.splits.train}")
     arrays = {
         "train_images": train.images,
         "train_labels": train.labels,

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from stages.plumbing import workers
 from hermetic import landlock
+from stages.plumbing import workers
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "preprocess", "baseline", "train", "report"]
@@ -69,6 +70,31 @@ def run(
     )
 
 
+def start(
+    folder: Path,
+    *command: str,
+    limit: tuple[int, int] | None = None,
+    **variables: str,
+) -> subprocess.Popen[str]:
+    """Start a command as `run` does, in its own session; `limit`: resource, value."""
+
+    def set_limit() -> None:
+        assert limit
+        resource.setrlimit(limit[0], (limit[1], limit[1]))
+
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(**{**home(folder), **variables}),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=set_limit if limit else None,
+    )
+
+
 def succeed(folder: Path, *command: str, **variables: str) -> str:
     """Run a command that has to succeed, and return its stdout."""
     done = run(folder, *command, **variables)
@@ -105,6 +131,12 @@ def stages_run(stdout: str) -> list[str]:
     """Return the stages that `dvc repro` ran, from what it printed."""
     lines = [line for line in stdout.splitlines() if line.startswith("Running stage")]
     return [line.split("'")[1] for line in lines]
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +183,12 @@ def once(
 def copy(folder: Path, target: Path) -> Path:
     """Copy a clone, cache included."""
     return shutil.copytree(folder, target, symlinks=True)
+
+
+@pytest.fixture
+def tree(sources: Path, tmp_path: Path) -> Path:
+    """Copy the sources, not built, for one test alone."""
+    return copy(sources, tmp_path / "a tree")
 
 
 @pytest.fixture(scope="module")

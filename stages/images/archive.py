@@ -1,6 +1,6 @@
-"""Find the files of an archive, tar (plain or compressed) or zip, and load any of them.
+"""List the files in a tar archive (plain or compressed) or a zip; load any of them.
 
-Nothing is unpacked under its own name, and nothing is decompressed without a bound.
+Nothing is extracted to disk under its own name, and every decompression is bounded.
 """
 
 import bz2
@@ -23,7 +23,7 @@ from stages.plumbing.npz import find_content
 
 T = TypeVar("T")
 
-# Each decompresses piece by piece: a few bytes of bzip2 can expand to gigabytes.
+# These decompress in pieces: a few bytes of bzip2 can expand to gigabytes.
 OPENERS: dict[bytes, Callable[[str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -31,9 +31,10 @@ OPENERS: dict[bytes, Callable[[str], Any]] = {
 }
 BUFFER = 2**20
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip's member (APPNOTE 4.4.4)
-MAX_MEMBER = 64 * 2**20
+ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip member (APPNOTE 4.4.4)
+MAX_MEMBER = 64 * 2**20  # bytes
 MAX_TOTAL = 16 * 2**30
+# zipfile raises any of these, depending on which byte of a file is damaged.
 DAMAGE = (
     *(tar.DamagedTar, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
     *(struct.error, EOFError, ValueError, TypeError, RuntimeError),
@@ -41,26 +42,26 @@ DAMAGE = (
 
 
 class Entry(NamedTuple):
-    """Where a file of an archive lies: all that is needed to load it."""
+    """Where an archive stores a file; offsets and sizes in bytes."""
 
     name_start: int
-    """In the spool."""
+    """Offset in the spool."""
     name_size: int
     start: int
-    """Of the content: in the spool for a compressed tar, else in the archive."""
+    """Offset of the content: in the spool for a compressed tar, else in the archive."""
     stored_size: int
     size: int
-    """Of the content once it is inflated."""
+    """Size of the content once inflated."""
     is_deflated: int
     crc: int
-    """CRC-32 of a zip's member; -1 in a tar, which has none."""
+    """CRC-32 of a zip member, or -1 in a tar, which stores none."""
 
 
 class Archive:
-    """An archive whose files are found once, in its order, then loaded in any order.
+    """An archive whose files are listed once, in archive order, then loaded in any.
 
-    `spool` is a file for their names, and for the content of a compressed tar, which
-    can only be decompressed from its beginning. Forked processes may load, too.
+    `spool` is a scratch file for their names and, as a compressed tar has no random
+    access, for its decompressed content. Forked processes may call `load`, too.
     """
 
     def __init__(self, path: str, spool: IO[bytes]) -> None:
@@ -77,7 +78,7 @@ class Archive:
         self._contents = spool.fileno() if openers else self._file
 
     def __enter__(self) -> Self:
-        """Return the archive, closed at the end of the block."""
+        """Return the archive; it is closed at the end of the block."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,18 +86,18 @@ class Archive:
         os.close(self._file)
 
     def find(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
-        """Yield selection and entry of the members that `select` does not drop.
+        """Yield (select(name), entry) for the members where `select` is not None.
 
-        `select` gets the name of each member that is no directory. Raises UserError if
-        the file is no archive, is damaged or was cut off, and if a selected member is
-        no plain file or has more than 64 MiB, or all of them more than 16 GiB.
+        Directories are skipped. Raises UserError if the file is not an archive, is
+        damaged or truncated, if a selected member is not a regular file or exceeds
+        64 MiB, or if all of them together exceed 16 GiB.
         """
         with self._explain_damage():
             yield from (self._find_zip if self._is_zip else self._find_tar)(select)
             self._spool.flush()
 
     def name(self, entry: Entry) -> str:
-        """Return the name of a file, as the archive has it."""
+        """Return the name of a file as stored in the archive."""
         name = os.pread(self._spool.fileno(), entry.name_size, entry.name_start)
         return name.decode("utf-8", "surrogateescape")
 
@@ -107,7 +108,7 @@ class Archive:
             return content
         with self._explain_damage():
             if entry.is_deflated:
-                # The size may be a lie: never inflate more than it says.
+                # The header may lie about the size: never inflate more than it says.
                 inflate = zlib.decompressobj(-zlib.MAX_WBITS).decompress
                 content = inflate(content, max(entry.size, 1))
             if len(content) != entry.size:
@@ -144,6 +145,7 @@ class Archive:
     def _find_zip(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
         with zipfile.ZipFile(self._path) as file:
             members = file.infolist()
+        # zipfile reads the last of several joined archives and ignores the others.
         if members and min(member.header_offset for member in members) > 0:
             raise zipfile.BadZipFile(
                 "something precedes its first member: if two archives were joined, "
@@ -160,8 +162,8 @@ class Archive:
                 )
             if member.compress_type not in ZIP_METHODS:
                 raise UserError(
-                    f"{self._path}: {name} is compressed neither by deflate nor not at "
-                    "all: pack it again"
+                    f"{self._path}: {name} uses an unsupported compression method: "
+                    "pack it again with deflate"
                 )
             self._check_size(name, member.file_size)
             yield (
@@ -177,7 +179,7 @@ class Archive:
             )
 
     def _append(self, content: bytes) -> tuple[int, int]:
-        """Write to the end of the spool; return start and size."""
+        """Append to the spool; return offset and size."""
         start, size = self._spooled, self._spool.write(content)
         self._spooled += size
         return start, size
@@ -197,13 +199,15 @@ class Archive:
         except DAMAGE as error:
             reason = re.sub(r" ?<[^>]*>", "", str(error))
         except OSError as error:
-            if error.errno not in (None, errno.EINVAL):  # the disk's fault
+            # gzip and bz2 raise it for bad data, without errno; a zip with a negative
+            # offset ends in EINVAL. All else is the disk's fault.
+            if error.errno not in (None, errno.EINVAL):
                 raise
             reason = str(error)
         else:
             return
         raise UserError(
-            f"{self._path} is damaged or no tar or zip archive ({reason}): "
+            f"{self._path} is damaged or not a tar or zip archive ({reason}): "
             "pack it again and update download.sha256"
         )
 
@@ -217,10 +221,11 @@ def _encode(name: str) -> bytes:
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Return the name, in UTF-8 even where the packer did not set the flag for it."""
+    """Return the name, read as UTF-8 even if the packer did not set that flag."""
     name = member.filename
     if not member.flag_bits & UTF_8:
         try:
+            # Without the flag, zipfile decodes the bytes as code page 437.
             return name.encode("cp437").decode("utf-8")
         except UnicodeError:
             pass

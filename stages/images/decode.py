@@ -28,15 +28,15 @@ def decode(
     grayscale: bool = False,
     background: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode an image file to its pixels, uint8 (H, W), 0 for black.
+    """Decode an image file to pixels, uint8 (H, W), 0 for black.
 
-    As every viewer does, it turns the image as its EXIF orientation says, and lays
-    transparent pixels over the gray level `background`. `grayscale` converts colour to
-    luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes
-    it, bilinear and antialiased.
+    As viewers do, applies the EXIF orientation and composites transparent pixels over
+    the gray level `background`. `grayscale` converts colour to luma (ITU-R 601:
+    0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes the image,
+    bilinear and antialiased.
 
-    Raises what `load` raises, and UserError, naming the file, if it has colour without
-    `grayscale` or transparent pixels without `background`.
+    Raises UserError, naming the file, as `load` does, for colour unless `grayscale`,
+    and for transparent pixels if `background` is None.
     """
     image = load(content, name)
     gray = _to_gray(image, name, grayscale=grayscale, background=background)
@@ -46,11 +46,11 @@ def decode(
 
 
 def load(content: bytes, name: str) -> Image.Image:
-    """Load an image file, turned as its EXIF orientation says.
+    """Load an image file and apply its EXIF orientation.
 
-    Raises UserError, naming the file, if it is of no known format, has several frames,
-    more than 8 bits per channel or 4096 x 4096 pixels, and if its structure is damaged.
-    Damage to the data inside a JPEG cannot be told from an image.
+    Raises UserError, naming the file, if the format is unknown or the structure
+    damaged, and for several frames, over 8 bits per channel or over 4096 x 4096 pixels.
+    Damaged data inside a JPEG goes unnoticed: it still decodes to an image.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -74,32 +74,32 @@ def load(content: bytes, name: str) -> Image.Image:
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Return whether an image is stored without colour."""
+    """Return whether an image is stored in a mode without colour."""
     return image.mode in GRAY
 
 
 def has_transparent_pixels(image: Image.Image) -> bool:
-    """Return whether any pixel of an image is transparent, in part at least."""
+    """Return whether any pixel of an image is at least partly transparent."""
     if not image.has_transparency_data:
         return False
     return image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def _find_problem(image: ImageFile, content: bytes) -> str | None:
-    """Return why an image cannot be used, and what to do."""
+    """Return why an image cannot be used and how to fix it; None if it can."""
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
         return f"{size} is more than {MAX_PIXELS} in all: shrink it"
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # whose further frames are previews
+    if frames > 1 and image.format != "MPO":  # the other frames of MPO are previews
         return f"has {frames} frames: save the one that counts"
     if _is_deep(image):
-        return "more than 8 bits a channel: save it with 8"
+        return "has more than 8 bits per channel: save it with 8"
     if image.mode not in (*GRAY, *COLOR, *PREMULTIPLIED):
         return f"has the mode {image.mode}: save it as RGB or gray"
     if image.format == "BMP" and image.mode == "1" and content[28] > 1:
-        # Pillow 13 reads its bytes as bits.
-        return "is a BMP of 8 bits with two colours: save it as PNG"
+        # Pillow takes the two colours for 1-bit pixels and reads each byte as eight.
+        return "is an 8-bit BMP with two colours: save it as PNG"
     return None
 
 
@@ -109,18 +109,19 @@ def _to_gray(
     """Convert an image of any mode to mode L."""
     if not (is_gray(image) or grayscale):
         raise UserError(
-            f"{name}: is in colour or has a palette: set data.grayscale to true, or "
+            f"{name}: has colour or a palette: set data.grayscale to true, or "
             "convert it"
         )
     if has_transparent_pixels(image):
         if background is None:
             raise UserError(
                 f"{name}: has transparent pixels: set data.background to the gray "
-                "level that lies under them (0 is black, 255 white)"
+                "level behind them (0 is black, 255 white)"
             )
         ground = Image.new("RGBA", image.size, (*[background] * 3, 255))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     if image.has_transparency_data:
+        # Via RGBA: Pillow warns if a palette with alpha values is converted directly.
         image = image.convert("RGBA").convert("RGB")
     return image if image.mode == "L" else image.convert("L")
 
@@ -128,13 +129,14 @@ def _to_gray(
 def _is_deep(image: ImageFile) -> bool:
     """Return whether the file has more than 8 bits per channel.
 
-    For colour, Pillow would cut them to 8 without a word.
+    Pillow silently truncates 16-bit colour to 8 bits; the raw mode, or the maximum
+    value of a PNM file, still tells.
     """
     arguments = image.tile[0].args if image.tile else None
     if not isinstance(arguments, tuple):
         arguments = (arguments,)
     raw_mode, *rest = arguments or ("",)
     if image.mode[0] in "IF" or re.search("^[^B].*;16", str(raw_mode)):
-        return True  # BGR;16 has 5, 6 and 5 bits
+        return True  # but BGR;16 is 5, 6 and 5 bits
     max_values = [n for n in rest if isinstance(n, int)]
     return image.format == "PPM" and any(n > 255 for n in max_values)

@@ -1,4 +1,4 @@
-"""What the names in an archive say: which split, which class, in which order."""
+"""Derive split, class and sort order of images from their names in an archive."""
 
 import re
 import unicodedata
@@ -7,36 +7,36 @@ from typing import NamedTuple
 
 from stages.plumbing.errors import UserError
 
-# Reasons to leave a member of the archive out.
+# Reasons to skip a member of the archive.
 HIDDEN = "hidden"
 ODD_PATH = "with an absolute path, or with .."
 ELSEWHERE = "not in a folder of a chosen split and class"
-NO_IMAGE = "no image, by the extension"
+NO_IMAGE = "not an image by its extension"
 OTHER_FILE = re.compile(
     r"\.(csv|db|docx?|html?|ini|json|lnk|log|md|mat|npy|npz|pdf|pkl|py|tsv|txt|url"
     r"|xlsx?|xml|ya?ml)$",
     re.IGNORECASE,
 )
-AMBIGUOUS = "can be read in two ways"
+AMBIGUOUS = "can be read in two ways"  # an error, not a reason to skip
 
 
 class Folder(NamedTuple):
-    """What the images in a folder have in common."""
+    """The split and class of the images in one folder."""
 
     split: int
     """0 for training images, 1 for validation images."""
     label: int
     """An index into data.classes."""
     inner: str
-    """The path below the folder of the class; empty, or with a slash at its end."""
+    """The path below the class folder; empty or ending with a slash."""
 
 
 def find_folder(
     path: str, splits: Mapping[str, int], labels: Mapping[str, int]
 ) -> Folder | str:
-    """Return what the folder [ROOT/]SPLIT/CLASS[/FOLDERS] is, or why to leave it out.
+    """Parse the path [ROOT/]SPLIT/CLASS[/FOLDERS]; return a reason to skip it if not.
 
-    `splits` and `labels` have the names of the folders as keys.
+    `splits` and `labels` map folder names to their index.
     """
     parts = path.split("/")
     if "" in parts or ".." in parts:
@@ -55,17 +55,17 @@ def find_folder(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or a folder is hidden, or added by macOS."""
+    """Return whether a file or folder is hidden, or one that macOS adds."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def find_image(
     member: str, find_folder: Callable[[str], Folder | str]
 ) -> tuple[Folder, str] | str:
-    """Return folder and name of an image, or the reason to leave the member out.
+    """Return folder and file name of an image, or the reason to skip the member.
 
-    Names are compared in Unicode's form NFC, and Windows' backslashes separate folders.
-    Raises UserError if the name can be read in two ways.
+    Names are compared in NFC; backslashes, which Windows packs, separate folders.
+    Raises UserError if the path names two splits or two classes.
     """
     path = normalize(member).replace("\\", "/").removeprefix("./")
     parent, slash, name = path.rpartition("/")
@@ -85,19 +85,18 @@ def find_image(
 
 
 def normalize(name: str) -> str:
-    """Return a name in Unicode's form NFC: macOS decomposes letters, Linux does not."""
+    """Return a name in NFC: macOS decomposes letters (NFD), Linux does not."""
     return unicodedata.normalize("NFC", name)
 
 
 def natural_order(name: str) -> str:
-    r"""Return a sort key that puts 2.png before 10.png: digits compare as numbers.
+    """Return a sort key that compares digits as numbers: 2.png before 10.png."""
 
-    A number's count of digits comes before it. Names that differ in leading zeros only
-    are told apart at the end. No name holds \0.
-    """
-
-    def count_digits(number: re.Match[str]) -> str:
+    # One string, not a tuple of parts: preprocess keeps a key per image in memory.
+    def with_length(number: re.Match[str]) -> str:
         digits = number[0].lstrip("0")
+        # More digits make a larger number. No file name contains \0.
         return f"\0{chr(1 + len(digits))}{digits}"
 
-    return f"{re.sub('[0-9]+', count_digits, name)}\0\0{name}"
+    # The name itself breaks ties between names that differ only in leading zeros.
+    return f"{re.sub('[0-9]+', with_length, name)}\0\0{name}"

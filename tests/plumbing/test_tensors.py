@@ -1,0 +1,123 @@
+"""data/tensors.npz: read as written, or refused; its bytes the same everywhere."""
+
+import random
+import struct
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.plumbing import artifacts, npz
+from stages.plumbing.errors import UserError
+from stages.plumbing.tensors import Decoding, load_tensors
+from tests.builders import refusal, tensor_arrays
+from tests.conftest import contents
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+PATH = Path(artifacts.TENSORS)
+
+
+def publish(**changes: np.ndarray) -> bytes:
+    """Write a tensor file with some other arrays, and return its content."""
+    artifacts.publish({artifacts.TENSORS: tensor_arrays(**changes)})
+    return PATH.read_bytes()
+
+
+def test_tensors_are_read_as_they_were_written_with_any_class_names():
+    publish()
+    expected, loaded = tensor_arrays(), load_tensors()
+    for name in ("train", "valid"):
+        for field, array in getattr(loaded, name)._asdict().items():
+            np.testing.assert_array_equal(array, expected[f"{name}_{field}"])
+            assert array.dtype == np.uint8
+    assert loaded.classes == expected["classes"].tolist()
+    assert loaded.valid_in_train.tolist() == [True, False]
+    assert loaded.decoding == Decoding((2, 3), grayscale=True, background=255)
+
+
+def test_an_npz_has_nothing_that_depends_on_the_version_of_python_or_on_the_system():
+    """Zip headers by their specification: version 2.0, no flags, stored, of 1980."""
+    content = publish()
+    with zipfile.ZipFile(artifacts.TENSORS) as archive:
+        members = archive.infolist()
+    assert [m.filename for m in members] == [f"{name}.npy" for name in tensor_arrays()]
+    for member in members:
+        size = member.file_size
+        local = struct.unpack_from("<4s5H3I2H", content, member.header_offset)
+        assert local[:6] == (b"PK\3\4", 20, 0, 0, 0, 0x21)
+        assert local[6:] == (member.CRC, size, size, len(member.filename), 0)
+        assert (member.create_version, member.create_system) == (20, 3)
+        assert member.external_attr == 0o600 << 16
+        assert (member.extra, member.comment) == (b"", b"")
+
+
+def test_objects_are_neither_written_nor_read():
+    """An array of objects needs pickle, which runs whatever the file says."""
+    classes = np.array(["3", None])
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        publish(classes=classes)
+    assert contents(Path(), ".") == {}
+    np.savez(PATH, allow_pickle=True, **tensor_arrays(classes=classes))
+    damaged = "data/tensors.npz is damaged (Object arrays cannot be loaded"
+    assert damaged in refusal(load_tensors)
+
+
+ZEROS = np.zeros((4, 2, 3), np.uint8)
+SHAPES = "do not fit together"
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "reason"),
+    [
+        ("train_images", ZEROS * 0.0, "train_images is of type float64, not uint8"),
+        ("valid_labels", np.arange(2), "valid_labels is of type int64, not uint8"),
+        ("classes", np.array([3, 7]), "classes is of type int64, not str"),
+        ("valid_in_train", ZEROS[:3, 0, 0], "valid_in_train does not fit"),
+        ("decoding", np.array("{}"), "decoding: "),
+        ("decoding", np.array('{"size": 3}'), "decoding: "),
+        ("decoding", np.array("[1]"), "decoding: "),
+        ("valid_images", ZEROS.reshape(4, 3, 2)[:2], SHAPES),
+        ("train_images", ZEROS.reshape(4, 6), SHAPES),
+        ("train_labels", ZEROS[:3, 0, 0], SHAPES),
+        ("valid_labels", np.array([0, 2], np.uint8), SHAPES),
+        ("valid_images", ZEROS[:0], SHAPES),
+    ],
+)
+def test_tensors_of_other_types_or_shapes_are_refused(name, array, reason):
+    publish(**{name: array})
+    line = refusal(load_tensors)
+    assert line.startswith("data/tensors.npz is damaged")
+    assert reason in line
+    assert line.endswith("delete it and run dvc repro")
+
+
+def test_a_missing_array_and_a_missing_file_are_named():
+    assert refusal(load_tensors) == "data/tensors.npz is missing: run dvc repro"
+    artifacts.publish({artifacts.MODEL: {"weights": np.zeros(1, np.float32)}})
+    line = refusal(npz.load_arrays, artifacts.MODEL, dict.fromkeys("ab", "float32"))
+    assert "models/model.npz is damaged" in line
+    assert "'a" in line
+
+
+def test_other_files_and_every_truncation_are_refused():
+    whole = publish()
+    np.save("x.npy", ZEROS)
+    others = [b"", b"PK", b"\x93NUMPY", b"\x80\x04.", b"<html>", bytes(1000)]
+    others += [whole[: len(whole) * percent // 100] for percent in range(0, 100, 5)]
+    for content in (*others, Path("x.npy").read_bytes()):
+        PATH.write_bytes(content)
+        assert "data/tensors.npz is damaged" in refusal(load_tensors)
+
+
+def test_flipped_bits_never_change_a_pixel_or_end_in_another_error():
+    whole, chance = publish(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        PATH.write_bytes(damaged)
+        with suppress(UserError):
+            expected = tensor_arrays()["train_images"]
+            np.testing.assert_array_equal(load_tensors().train.images, expected)

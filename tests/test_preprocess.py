@@ -1,0 +1,165 @@
+"""From the archive to tensors: in which order, and what is counted, said or refused."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages import preprocess
+from stages.images.names import OTHER_FILE, is_hidden
+from stages.plumbing import workers
+from tests.builders import (
+    FORMATS,
+    SMALL,
+    data_params,
+    dataset,
+    levels,
+    pack,
+    png,
+    read,
+    refusal,
+)
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+CHARACTERS = st.characters(
+    codec="utf-8", exclude_characters="/\0\\", exclude_categories=["Cc", "Cs"]
+)
+NAMES = st.text(CHARACTERS, min_size=1, max_size=8).filter(
+    lambda name: not is_hidden(name) and not OTHER_FILE.search(name)
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    names=st.sets(NAMES, min_size=1, max_size=6),
+    kind=st.sampled_from(FORMATS),
+    root=st.sampled_from(["", "./", "root/"]),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_the_tensors_do_not_depend_on_the_order_of_the_members(
+    names, kind, root, shuffle
+):
+    data = data_params(["3", "sieben"])
+    files = [
+        (f"{root}{split}/{label}/{name}", png(i))
+        for split in ("train", "valid")
+        for label in data.classes
+        for i, name in enumerate(sorted(names))
+    ]
+    images, labels = read(pack(files, kind), data)[0]
+    shuffle.shuffle(files)
+    shuffled_images, shuffled_labels = read(pack(files, kind), data)[0]
+    assert labels.tolist() == [0] * len(names) + [1] * len(names)
+    np.testing.assert_array_equal(images, shuffled_images)
+    np.testing.assert_array_equal(labels, shuffled_labels)
+
+
+def test_images_are_sorted_by_class_as_listed_then_by_name_in_natural_order():
+    order = ["1.png", "2.png", "010.png", "10.png", "a2.png", "a10.png", "b.png"]
+    files = {
+        f"{split}/{label}/{name}": png(100 * (label == "3") + i)
+        for split in ("train", "valid")
+        for label in "37"
+        for i, name in enumerate(order)
+    }
+    images, labels = read(pack(dict(sorted(files.items()))), data_params("73"))[0]
+    assert images[:, 0, 0].tolist() == [*range(7), *range(100, 107)]
+    assert labels.tolist() == [0] * 7 + [1] * 7
+
+
+@pytest.fixture
+def processors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the last number of a list be the number of processors."""
+    counts = [1]
+    monkeypatch.setattr(workers, "available_processors", lambda: counts[-1])
+    return counts
+
+
+def test_the_tensors_are_the_same_for_any_number_of_processors(processors):
+    content = (ROOT / "data/mnist_sample.tgz").read_bytes()
+    alone = read(content)
+    for count in (2, 5):
+        processors.append(count)
+        for split, expected in zip(read(content), alone, strict=True):
+            np.testing.assert_array_equal(split.images, expected.images)
+            np.testing.assert_array_equal(split.labels, expected.labels)
+
+
+def test_the_first_damaged_image_in_the_archive_is_named(processors):
+    """Members are in reverse order: the first one in the archive is the last row."""
+    files = dataset(50)
+    files |= {"valid/3/10.png": b"damaged", "train/7/40.png": b"damaged, too"}
+    for count in (1, 2, 3):
+        processors.append(count)
+        line = refusal(read, pack(dict(reversed(files.items()))))
+        assert line.startswith("valid/3/10.png: not a readable")
+
+
+def test_images_of_mixed_sizes_are_resized_to_data_size():
+    content = pack({**SMALL, "train/7/large.png": png(9, (30, 20))})
+    train, valid = read(content, data_params(size=(5, 4)))
+    assert (train.images.shape, valid.images.shape) == ((5, 5, 4), (4, 5, 4))
+
+
+def test_more_images_than_fit_on_the_disk_are_refused_before_they_are_decoded(
+    monkeypatch,
+):
+    """The tensors are written twice: each image to its row, then into the npz file."""
+    usage = SimpleNamespace(free=2 * 6 * len(SMALL))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert levels(pack(SMALL)) == [*range(8)]
+    for files in (SMALL, {**SMALL, "valid/7/9.png": b"damaged"}):
+        usage.free = 2 * 6 * len(files) - 1
+        line = refusal(read, pack(files))
+        needed = "data: the images need 1 MiB of disk, and 0 MiB are free: make room"
+        assert needed in line
+
+
+@pytest.mark.parametrize(
+    ("gone", "split"), [("train/7", "train"), ("valid/3", "valid")]
+)
+def test_a_class_without_images_is_named(gone, split):
+    files = {name: SMALL[name] for name in SMALL if not name.startswith(gone)}
+    line = refusal(read, pack(files))
+    assert f"class '{gone[-1]}' has no images in {split}" in line
+
+
+def test_a_class_without_images_lists_the_folders_that_were_found():
+    files = {f"root/train/{i}/1.png": png(1) for i in range(9)}
+    line = refusal(read, pack(files), data_params(["three", "7"]))
+    assert "class 'three' has no images in train" in line
+    assert "other folders are root/train/0, root/train/1, " in line
+
+
+def test_what_is_left_out_is_counted_by_reason_with_an_example(capsys):
+    counts = ["train: 2 of 3, 2 of 7", "valid: 2 of 3, 2 of 7"]
+    read(pack(SMALL))
+    assert capsys.readouterr().out.splitlines() == counts
+    others = [
+        *("train/3/._1.png", "labels.csv", "train/8/1.png", "train/8/2.png"),
+        *("train/3/Thumbs.db", "/train/3/5.png"),
+    ]
+    read(pack({**dict.fromkeys(others, b"x"), **SMALL}))
+    assert capsys.readouterr().out.splitlines() == [
+        *counts,
+        "left out, hidden: 1, for example train/3/._1.png",
+        "left out, not in a folder of a chosen split and class: 3, "
+        "for example labels.csv",
+        "left out, not an image by its extension: 1, for example train/3/Thumbs.db",
+        "left out, with an absolute path, or with ..: 1, for example /train/3/5.png",
+    ]
+
+
+def test_validation_images_that_are_training_images_too_are_found_by_content():
+    images = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    others = np.concatenate([images[[1, 3, 1]], images[:1] + 1])
+    assert preprocess.find_copies(images, others).tolist() == [False, True, False, True]
