@@ -9,39 +9,39 @@ import yaml
 
 from tests.conftest import ROOT
 
-LINE = 88
-
-
-def python_files() -> list[Path]:
-    command = ["git", "ls-files", "-co", "--exclude-standard", "*.py"]
-    listed = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
-    return [ROOT / name for name in listed if (ROOT / name).is_file()]
-
 
 def test_no_line_of_python_is_too_long():
+    command = ["git", "ls-files", "-co", "--exclude-standard", "*.py"]
+    names = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
     lines = [
-        f"{file.relative_to(ROOT)}:{i}"
-        for file in python_files()
-        for i, line in enumerate(file.read_text("utf-8").splitlines(), 1)
-        if len(line) > LINE
+        f"{name}:{i}"
+        for name in names
+        if (ROOT / name).is_file()
+        for i, line in enumerate((ROOT / name).read_text("utf-8").splitlines(), 1)
+        if len(line) > 88
     ]
     assert lines == []
 
 
 def test_dvc_yaml_is_short():
     text = (ROOT / "dvc.yaml").read_text("utf-8")
-    assert len(text.splitlines()) <= 130
+    assert len(text.splitlines()) <= 134
     stages = yaml.safe_load(text)["stages"].values()
-    assert sum(len(stage["deps"]) for stage in stages) <= 36
+    assert sum(len(stage["deps"]) for stage in stages) <= 42
 
 
-# What the modules of a folder may import of the repository, by prefix.
+# What files may import of the repository, by prefix.
 ALLOWED = {
-    "stages/plumbing": ["stages.plumbing"],
-    "stages/images": ["stages.images", "stages.plumbing"],
-    "stages/model": ["stages.model", "stages.plumbing"],
-    "stages/page": ["stages.page", "stages.plumbing"],
-    "stages": ["stages.page", "stages.model", "stages.images", "stages.plumbing"],
+    "hermetic/*.py": ["hermetic"],
+    "stages/plumbing/*.py": ["stages.plumbing", "hermetic"],
+    "stages/images/*.py": ["stages.images", "stages.plumbing"],
+    "stages/model.py": ["stages.plumbing"],
+    "stages/evaluation/*.py": ["stages.evaluation", "stages.model", "stages.plumbing"],
+    "stages/page/*.py": ["stages.page", "stages.plumbing"],
+    "stages/*.py": [
+        *("stages.page", "stages.evaluation", "stages.images", "stages.model"),
+        "stages.plumbing",
+    ],
 }
 
 
@@ -51,19 +51,19 @@ def imported_names(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("folder", ALLOWED)
-def test_imports_go_down_only(folder):
-    """Stages use the rooms, rooms the plumbing; nothing uses tools, bench or tests."""
-    files = sorted((ROOT / folder).glob("*.py"))
-    assert files
-    ours = ("stages.", "tools.", "bench.", "tests.")
-    allowed = tuple(f"{prefix}." for prefix in ALLOWED[folder])
-    for file in files:
-        names = {name for name in imported_names(file) if name.startswith(ours)}
-        upward = {name for name in names if not name.startswith(allowed)}
+@pytest.mark.parametrize("files", ALLOWED)
+def test_imports_go_down_only(files):
+    """Stages use packages, these use plumbing; nothing uses tools, bench or tests."""
+    ours = {"stages", "hermetic", "tools", "bench", "tests"}
+    allowed = tuple(f"{prefix}." for prefix in ALLOWED[files])
+    found = sorted(ROOT.glob(files))
+    assert found
+    for file in found:
+        names = {n for n in imported_names(file) if n.partition(".")[0] in ours}
+        upward = {name for name in names if not f"{name}.".startswith(allowed)}
         assert upward == set(), file

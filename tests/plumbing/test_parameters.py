@@ -64,7 +64,7 @@ def test_a_section_has_just_the_keys_that_the_repository_has(section):
         assert error_line(section).startswith(f"params.yaml: {section}: ")
 
 
-REFUSED = {
+REFUSED: dict[str, list[tuple[Any, str]]] = {
     "download.url": [("", "length >= 1"), (None, "`str`")],
     "download.sha256": [("AC75" * 16, "[0-9a-f]{64}"), ("ac75", "[0-9a-f]{64}")],
     "data.classes": [

@@ -1,19 +1,12 @@
 """Starting a stage by hand: a wrong name or an early signal ends in one line."""
 
 import signal
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import contents, copy, edit, run
+from tests.conftest import contents, edit, run
 
 OUTPUTS = ("data", "metrics", "models")
-
-
-@pytest.fixture
-def tree(sources: Path, tmp_path: Path) -> Path:
-    """Copy the sources."""
-    return copy(sources, tmp_path / "a tree")
 
 
 @pytest.mark.parametrize(
@@ -30,8 +23,7 @@ def test_an_unknown_stage_ends_in_one_line(sources, name):
     done = run(sources, "python", "-m", "stages", name)
     assert done.stderr.startswith(f"{name}: stage {name} is in no dvc.yaml")
     assert done.stderr.count("\n") == 1
-    assert done.returncode != 0
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_misspelt_cmd_ends_in_one_line(sources):
@@ -43,11 +35,7 @@ def test_a_misspelt_cmd_ends_in_one_line(sources):
 
 ASCII = {
     "a pipe": {"PYTHONIOENCODING": "ascii"},
-    "a terminal": {
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
-    },
+    "a terminal": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
 
 
@@ -58,11 +46,11 @@ def test_what_ascii_lacks_is_printed_with_backslashes(sources, variables):
 from stages.plumbing import errors, runtime
 runtime.explain_errors("gr\xf6\xdfe")
 print("gr\xf6\xdfe \u2013 \u4e09")
-raise errors.UserError("\u4e09 is no class")
+raise errors.UserError("\u4e09 is not a class")
 """
     done = run(sources, "python", "-c", program, **variables)
     assert done.stdout == "gr\\xf6\\xdfe \\u2013 \\u4e09\n"
-    assert done.stderr == "gr\\xf6\\xdfe: \\u4e09 is no class\n"
+    assert done.stderr == "gr\\xf6\\xdfe: \\u4e09 is not a class\n"
     assert done.returncode == 1
 
 
@@ -78,7 +66,6 @@ def test_a_signal_while_a_stage_is_imported_ends_in_one_line(tree, number, word)
     edit(script, "import jax\n", f"{kill}import jax\n")
     script.write_text(f"{script.read_text('utf-8')}\nprint('imported')\n", "utf-8")
     done = run(tree, "python", "-m", "stages", "train")
-    assert done.stdout == "imported\n"
-    assert done.stderr == f"train: {word}, nothing was written\n"
-    assert done.returncode == 1
+    line = f"train: {word}, nothing was written\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "imported\n", line)
     assert contents(tree, *OUTPUTS) == before
