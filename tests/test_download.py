@@ -233,7 +233,6 @@ SUCCESSES = {
     "quoted": (QUOTED, [GOOD], [QUOTED]),
     "gzipped in transit": ("/digits.tgz", [GZIPPED], ["/digits.tgz"]),
     "redirected": ("/a", [reply(301, Location="/b%20c"), GOOD], ["/a", "/b%20c"]),
-    "broken twice": ("/digits.tgz", [reply(500), reset, GOOD], ["/digits.tgz"] * 3),
 }
 
 

@@ -1,26 +1,12 @@
 """The repository stays easy to read: short lines, a short dvc.yaml, one direction."""
 
 import ast
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
-
-
-def test_no_line_of_python_is_too_long():
-    command = ["git", "ls-files", "-co", "--exclude-standard", "*.py"]
-    names = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
-    lines = [
-        f"{name}:{i}"
-        for name in names
-        if (ROOT / name).is_file()
-        for i, line in enumerate((ROOT / name).read_text("utf-8").splitlines(), 1)
-        if len(line) > 88
-    ]
-    assert lines == []
 
 
 def test_dvc_yaml_is_short():

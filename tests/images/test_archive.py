@@ -1,7 +1,5 @@
 """Archives of every format: read whole or refused, in little memory."""
 
-import bz2
-import gzip
 import io
 import random
 import struct
@@ -123,16 +121,6 @@ def test_random_bytes_are_not_an_archive():
                 assert DAMAGED in refusal(read, start + chance.randbytes(size))
 
 
-def test_a_zip_with_an_offset_before_its_start_is_damaged():
-    """Seeking there fails with an OSError, though the disk is not to blame."""
-    whole = bytearray(pack(SMALL, "zip"))
-    entry, end = whole.rindex(b"PK\1\2"), whole.rindex(b"PK\5\6")
-    struct.pack_into("<I", whole, entry + 42, 0)
-    (directory,) = struct.unpack_from("<I", whole, end + 16)
-    struct.pack_into("<I", whole, end + 16, directory + 50)
-    assert DAMAGED in refusal(read, bytes(whole))
-
-
 def test_a_gzip_whose_checksum_is_wrong_is_refused():
     damaged = bytearray(pack(SMALL, "gz"))
     damaged[-5] ^= 1
@@ -180,24 +168,20 @@ def test_an_encrypted_zip_says_so():
 # What claims to be large, or is.
 
 
-def header(size: int) -> bytes:
+def gnu_header(size: int) -> bytes:
     member = tarfile.TarInfo("train/3/1.png")
     member.size = size
-    return member.tobuf(tarfile.GNU_FORMAT)
+    return member.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
 
 
 @pytest.mark.parametrize("kind", TARS)
 @pytest.mark.parametrize("size", [-1, -(2**40), 2**26 + 1, 2**40, 2**62])
 def test_a_header_with_a_huge_or_negative_size_is_refused(kind, size):
-    line = refusal(read, TARS[kind](header(size) + bytes(2048)))
-    assert f"train/3/1.png claims {size} bytes" in line
-
-
-def test_a_pax_header_with_a_huge_size_is_refused():
     member = tarfile.TarInfo("train/3/1.png")
-    member.pax_headers = {"size": str(2**40)}
-    line = refusal(read, pack({}, more=[member]))
-    assert f"train/3/1.png claims {2**40} bytes and makes it too large" in line
+    member.pax_headers = {"size": str(size)}
+    for packed in (pack({}, kind, more=[member]), TARS[kind](gnu_header(size))):
+        line = refusal(read, packed)
+        assert f"train/3/1.png claims {size} bytes" in line
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -225,11 +209,6 @@ def zip_bomb() -> bytes:
     return bytes(bomb)
 
 
-def tar_bomb(compress: Callable[[bytes], bytes]) -> bytes:
-    """Make a tar of 100 MiB of zeros whose header claims 8 GiB."""
-    return compress(header(2**33 - 1) + bytes(100 * 2**20))
-
-
 def pack_first(content: bytes, kind: str) -> bytes:
     """Pack an image before the others: the first is decoded in this process."""
     return pack({"train/3/first.png": content, **SMALL}, kind)
@@ -237,8 +216,6 @@ def pack_first(content: bytes, kind: str) -> bytes:
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip with a false size": (zip_bomb, "Bad CRC-32"),
-    "gzip": (lambda: tar_bomb(gzip.compress), "claims"),
-    "bzip2": (lambda: tar_bomb(bz2.compress), "claims"),
     "zip by bzip2": (
         lambda: pack_first(bytes(60 * 2**20), "zip by bzip2"),
         "uses an unsupported compression method",

@@ -129,7 +129,6 @@ def test_a_background_is_a_gray_level_or_null(background):
     ("text", "part"),
     [
         (b"", "the section train is missing"),
-        (b"- train", "the section train is missing"),
         (b"train:", "train: "),
         (b"train: {seed: \xff}", "not UTF-8"),
         ("train: {}".encode("utf-16"), "not UTF-8"),
@@ -141,7 +140,6 @@ def test_a_background_is_a_gray_level_or_null(background):
         (b"train: {[1]: 2}", "train: "),
         (b"train: !!python/object/apply:os.system [ls]", "not determine a constructor"),
         (b"train: {seed: 2020-13-45}", "not valid YAML (month"),
-        (b"train: {seed: !!int x}", "not valid YAML"),
         (b"train: {seed: " + b"9" * 5000 + b"}", "not valid YAML"),
         (b"train: !" + b"x" * 5000 + b" y", "not valid YAML"),
         (b"train: {}\ndata: {}\ntrain: {}", "line 3: not valid YAML (found duplicate"),

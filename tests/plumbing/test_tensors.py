@@ -1,8 +1,6 @@
 """data/tensors.npz: read as written, or refused; its bytes the same everywhere."""
 
 import random
-import struct
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,22 +34,6 @@ def test_tensors_are_read_as_they_were_written_with_any_class_names():
     assert loaded.classes == expected["classes"].tolist()
     assert loaded.valid_in_train.tolist() == [True, False]
     assert loaded.decoding == Decoding((2, 3), grayscale=True, background=255)
-
-
-def test_an_npz_has_nothing_that_depends_on_the_version_of_python_or_on_the_system():
-    """Zip headers by their specification: version 2.0, no flags, stored, of 1980."""
-    content = publish()
-    with zipfile.ZipFile(artifacts.TENSORS) as archive:
-        members = archive.infolist()
-    assert [m.filename for m in members] == [f"{name}.npy" for name in tensor_arrays()]
-    for member in members:
-        size = member.file_size
-        local = struct.unpack_from("<4s5H3I2H", content, member.header_offset)
-        assert local[:6] == (b"PK\3\4", 20, 0, 0, 0, 0x21)
-        assert local[6:] == (member.CRC, size, size, len(member.filename), 0)
-        assert (member.create_version, member.create_system) == (20, 3)
-        assert member.external_attr == 0o600 << 16
-        assert (member.extra, member.comment) == (b"", b"")
 
 
 def test_objects_are_neither_written_nor_read():

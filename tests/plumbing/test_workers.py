@@ -2,10 +2,7 @@
 
 import os
 import signal
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import psutil
 import pytest
@@ -84,30 +81,6 @@ def test_an_error_or_a_killed_worker_does_not_wait_for_the_other_jobs(end, line)
     ):
         list(done)
     assert time.monotonic() - begun < GRACE
-
-
-def test_an_interrupt_raises_nothing_on_another_thread(monkeypatch):
-    """Up to Python 3.11 a pool whose futures were cancelled fails on its own thread."""
-    shutdown = ProcessPoolExecutor.shutdown
-
-    def work(job: int) -> None:
-        time.sleep(0.05)
-        if job == 3:
-            os.kill(os.getppid(), signal.SIGINT)
-
-    def late(pool: ProcessPoolExecutor, *args: Any, **kwargs: Any) -> None:
-        time.sleep(0.2)  # until the pool sees that its processes are gone
-        shutdown(pool, *args, **kwargs)
-
-    raised: list[Any] = []
-    monkeypatch.setattr(threading, "excepthook", raised.append)
-    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", late)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        workers.forked(work, range(60), 2) as done,
-    ):
-        list(done)
-    assert raised == []
 
 
 # The stage, stopped while two workers decode.
