@@ -1,4 +1,4 @@
-"""What the stages pass on: checked when read, each file written completely or not."""
+"""The files that stages exchange: checked when read, written whole or not at all."""
 
 import csv
 import errno
@@ -56,8 +56,8 @@ def publish(outputs: Mapping[str, Any]) -> None:
     The suffix decides the format: `.npz` takes a mapping of arrays, `.json` a mapping,
     `.csv` an iterable of rows (mappings with the same keys, at least one), any other
     suffix bytes, a string, or the Path of a file to copy. The same content makes the
-    same bytes. Rows are written one by one, so an iterator never has them all in
-    memory. Floats in JSON and CSV are rounded to six decimals.
+    same bytes. Rows are written one by one: an iterator need not hold them in memory.
+    Floats in JSON and CSV are rounded to six decimals.
     """
     for path in outputs:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -81,9 +81,10 @@ def publish(outputs: Mapping[str, Any]) -> None:
 
 @contextmanager
 def scratch() -> Iterator[IO[bytes]]:
-    """Open a file without a name, which so leaves no trace, on the repository's disk.
+    """Open an unnamed temporary file, which vanishes when closed.
 
-    Not in the folder of an out: what is there and not declared may not be read.
+    It lies on the repository's disk, since /tmp may be in memory, but not in the folder
+    of an output, where a stage may only read what it declares.
     """
     os.makedirs(SCRATCH, exist_ok=True)
     with _name_full_disk(SCRATCH), tempfile.TemporaryFile(dir=SCRATCH) as file:
@@ -92,7 +93,7 @@ def scratch() -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _name_full_disk(path: str) -> Iterator[None]:
-    """Tell an error about missing space where it happened."""
+    """Attach the path to a disk-full error."""
     try:
         yield
     except OSError as error:
@@ -103,10 +104,10 @@ def _name_full_disk(path: str) -> Iterator[None]:
 
 @contextmanager
 def _one_writer(folder: str) -> Iterator[None]:
-    """Lock `folder`, in case a stage whose dvc was killed is still writing to it."""
+    """Lock a folder: a stage whose dvc was killed may still be writing to it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # the file system may not support locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -115,21 +116,21 @@ def _one_writer(folder: str) -> Iterator[None]:
 
 def _write(path: str, content: Any, file: IO[bytes]) -> None:
     if path.endswith(".npz"):
-        from stages.plumbing import npz  # here, since download does without NumPy
+        from stages.plumbing import npz  # only here: download needs no NumPy
 
         npz.write(content, file)
     elif path.endswith(".json"):
-        # ASCII: DVC takes a file for binary if a third of its start is anything else.
+        # ASCII: DVC takes a file for binary if over 30 % of its start is not.
         text = json.dumps(_rounded(content), indent=2, allow_nan=False)
         file.write(f"{text}\n".encode())
     elif path.endswith(".csv"):
         text_file = io.TextIOWrapper(file, "utf-8", newline="")
         rows = iter(content)
-        first = next(rows)
+        first = next(rows)  # names the columns
         writer = csv.DictWriter(text_file, list(first), lineterminator="\n")
         writer.writeheader()
         writer.writerows(_rounded(row) for row in itertools.chain([first], rows))
-        text_file.detach()
+        text_file.detach()  # flushes, and leaves `file` open
     elif isinstance(content, Path):
         with content.open("rb") as source:
             shutil.copyfileobj(source, file)

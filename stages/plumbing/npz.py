@@ -1,4 +1,4 @@
-"""Arrays in npz files: written the same everywhere, checked when they are read."""
+"""Arrays in npz files: reproducible when written, checked when read."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages.plumbing.errors import UserError, damaged
 
-HEADER = struct.Struct("<4s22xHH")  # of a zip's member (APPNOTE 4.3.7)
+HEADER = struct.Struct("<4s22xHH")  # of a zip member (APPNOTE 4.3.7)
 
 
 def load_arrays(
@@ -24,9 +24,9 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Load the arrays named in `dtypes` from an npz file, without pickle.
 
-    A name with a slash at its end stands for all arrays in that folder. Those in
-    `mapped` are memory-mapped. Raises UserError if the file is missing, is damaged
-    (with `verify=False` mapped arrays are not checked) or holds other dtypes.
+    A name that ends with a slash means every array whose name starts with it. Arrays
+    in `mapped` are memory-mapped. Raises UserError if the file is missing or damaged
+    (`verify=False` skips the checksums of mapped arrays), or if a dtype differs.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -63,13 +63,11 @@ def _expand(name: str, names: list[str]) -> list[str]:
 
 
 def _map(path: str, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """Memory-map an array that an npz file stores without compression.
-
-    np.load maps npy files only.
-    """
+    """Memory-map an uncompressed array of an npz file; np.load maps only npy files."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
     with open(path, "rb") as file:
+        # A stored member is a plain npy file somewhere inside the zip.
         start = find_content(file.fileno(), member)
         file.seek(start)
         np.lib.format.read_magic(file)
@@ -77,16 +75,17 @@ def _map(path: str, member: zipfile.ZipInfo) -> NDArray[Any]:
         offset = file.tell()
         array = np.memmap(file, dtype, "r", offset, shape)
         if offset - start + array.nbytes != member.file_size:
-            raise ValueError(f"{member.filename} has another size than it claims")
+            raise ValueError(f"{member.filename} does not have the size it claims")
     return np.asarray(array)
 
 
 def find_content(file: int, member: zipfile.ZipInfo) -> int:
-    """Return where the content of a zip's member starts in an open file.
+    """Return the offset of a zip member's content in an open file.
 
-    A header precedes it, and its name and extra field. Raises BadZipFile or
-    struct.error if the header is damaged.
+    Raises BadZipFile or struct.error if the member's header is damaged.
     """
+    # The central directory has only the header's offset; name and extra field follow
+    # the header, and may be longer there than in the directory.
     header = os.pread(file, HEADER.size, member.header_offset)
     magic, name_size, extra_size = HEADER.unpack(header)
     if magic != b"PK\3\4":
@@ -95,11 +94,11 @@ def find_content(file: int, member: zipfile.ZipInfo) -> int:
 
 
 def write(arrays: Mapping[str, NDArray[Any]], file: IO[bytes]) -> None:
-    """Write arrays, one by one; the same arrays make the same bytes."""
-    # Not np.savez, whose bytes differ between versions of Python.
+    """Write arrays one by one; the same arrays make the same bytes."""
+    # Not np.savez: its bytes differ between versions of Python.
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980
-            large = array.nbytes > 2**31 - 2**20
+            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980-01-01
+            large = array.nbytes > 2**31 - 2**20  # leaves room for the npy header
             with archive.open(info, "w", force_zip64=large) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)

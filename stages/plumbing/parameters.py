@@ -1,4 +1,4 @@
-"""The parameters of params.yaml: one typed and bounded structure per section."""
+"""The parameters of params.yaml: one typed, bounded structure per section."""
 
 import inspect
 import re
@@ -28,13 +28,13 @@ S = TypeVar("S", bound=Section)
 
 
 def _repeated(names: tuple[str, ...]) -> str | None:
-    """Return a name that is there again, maybe in other code points (NFC or NFD)."""
+    """Return the first duplicate, comparing NFC; None if there is none."""
     normal = [unicodedata.normalize("NFC", name) for name in names]
     return next((name for name in normal if normal.count(name) > 1), None)
 
 
 class Download(Section, frozen=True):
-    """Where the archive comes from, and what it must be."""
+    """The source of the archive and its digest."""
 
     url: Annotated[str, msgspec.Meta(min_length=1)]
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -105,7 +105,7 @@ def settings(init: Callable[..., Any]) -> Any:
 def load(section: type[S]) -> S:
     """Read and check one section of params.yaml.
 
-    Raises UserError, naming the key and what is allowed, if the file is missing, no
+    Raises UserError, naming the key and its allowed values, if the file is missing, not
     YAML or not UTF-8, or if a key is unknown, missing, ill-typed or out of range.
     Raises hermetic.UndeclaredAccess if the stage does not declare the section.
     """
@@ -113,7 +113,7 @@ def load(section: type[S]) -> S:
 
 
 def read(name: str) -> Any:
-    """Read one section of params.yaml; raises as `load` does."""
+    """Read one section of params.yaml; raises the errors of `load`."""
     try:
         return hermetic.read_params(name, FILE)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def read(name: str) -> Any:
         raise UserError(f"{FILE} is not UTF-8: save it as UTF-8") from None
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # many types, for ill-formed values
+    except Exception as error:  # the YAML parser raises many types
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = str(getattr(error, "problem", error))[:120]
@@ -134,7 +134,7 @@ def read(name: str) -> Any:
 
 
 def check(section: type[S], values: Any) -> S:
-    """Check the values of a section; raises as `load` does."""
+    """Check the values of a section; raises the errors of `load`."""
     try:
         return msgspec.convert(values, section)
     except msgspec.ValidationError as error:
@@ -144,7 +144,10 @@ def check(section: type[S], values: Any) -> S:
 def _explain(
     error: msgspec.ValidationError, values: Any, section: type[Section]
 ) -> str:
-    """Add the key, its value and the allowed values to an error of msgspec."""
+    """Add key, value and allowed values to an error message of msgspec.
+
+    The message ends with the path of the key, as in "… - at `$.classes[0]`".
+    """
     reason, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`")
     key = f"{FILE}: {section.__name__.lower()}{path}"
@@ -154,9 +157,7 @@ def _explain(
     if "unknown field" in reason and not path:
         known = ", ".join(section.__struct_fields__)
         return f"{key}: {reason[:120]}: known are {known}"
-    if "unknown field" in reason or "required field" in reason:
-        return f"{key}: {reason[:120]}"
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list):  # too long to show
         return f"{key}: {reason[:120]}"
     shown = str(value)[:60]
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}

@@ -10,9 +10,9 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], description: str, unit: str, total: int | None = None
 ) -> Iterable[T]:
-    """Count the items that the caller has taken, after a second, on a terminal only."""
+    """Show a progress bar for `items` if stderr is a terminal, after a second."""
     if not sys.stderr.isatty():
         return items
-    from tqdm import tqdm  # here, since importing it takes 30 ms
+    from tqdm import tqdm  # only here: importing it takes 30 ms
 
     return tqdm(items, description, total, unit=f" {unit}", delay=1)

@@ -1,4 +1,4 @@
-"""The content of data/tensors.npz, and how image files became its pixels."""
+"""Load data/tensors.npz: the images and labels of both splits."""
 
 import json
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Split(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """How image files became pixels: the arguments of images.decode."""
+    """How image files were decoded: the keyword arguments of images.decode.decode."""
 
     size: tuple[int, int] | None
     grayscale: bool
@@ -35,14 +35,14 @@ class Tensors(NamedTuple):
     valid: Split
     classes: list[str]
     valid_in_train: NDArray[np.bool_]
-    """(N,), which validation images are among the training images, too."""
+    """(N,), which validation images also occur among the training images."""
     decoding: Decoding
 
 
 def load_tensors(*, verify: bool = True) -> Tensors:
     """Load the tensors; raise UserError if the file is damaged or inconsistent.
 
-    With `verify=False` the images are not read to check them.
+    `verify=False` skips reading all images to verify their checksums.
     """
     images, labels = ("train_images", "valid_images"), ("train_labels", "valid_labels")
     dtypes = dict.fromkeys((*images, *labels, "valid_in_train"), "uint8")
@@ -74,12 +74,12 @@ def load_tensors(*, verify: bool = True) -> Tensors:
 
 
 def format_decoding(decoding: Decoding) -> NDArray[np.str_]:
-    """Return a decoding as JSON, to be stored in an npz file."""
+    """Return a decoding as a JSON string, for an npz file."""
     return np.array(json.dumps(decoding._asdict()))
 
 
 def parse_decoding(path: str, array: NDArray[np.str_]) -> Decoding:
-    """Parse what `format_decoding` made; raise UserError if it is damaged."""
+    """Parse the result of `format_decoding`; raise UserError if it is damaged."""
     try:
         fields = json.loads(str(array))
         size = fields.pop("size")

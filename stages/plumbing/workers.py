@@ -1,4 +1,4 @@
-"""Share jobs among forked processes, none of which outlives this one."""
+"""Run jobs in forked worker processes that never outlive this process."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from stages.plumbing.errors import UserError
 
 T = TypeVar("T")
 
-_work: Callable[[Any], None]  # of this process, if it is a worker
+_work: Callable[[Any], None]  # set in worker processes only
 
 
 def available_processors() -> int:
@@ -29,24 +29,25 @@ def available_processors() -> int:
 def forked(
     work: Callable[[T], None], jobs: Sequence[T], processes: int
 ) -> Iterator[Iterator[T]]:
-    """Let up to so many processes do the jobs; yield those done, in their order.
+    """Run jobs in up to `processes` workers; yield an iterator of finished jobs.
 
-    The processes are forked here, so they know whatever `work` refers to, and end with
-    this block. Raises the first error in the order of the jobs, and UserError if a
-    process was killed.
+    The iterator follows the order of the jobs, and raises the first error in that
+    order, or UserError if a worker was killed. Workers are forked here, so `work` may
+    refer to any object of this process; they end with the `with` block.
     """
     if min(processes, len(jobs)) < 2:
         yield _done_here(work, jobs)
         return
-    # The pool of concurrent.futures notices when a worker is killed; the one of
-    # multiprocessing does not. With fork, it starts the processes before any thread.
+    # Unlike multiprocessing.Pool, this pool notices when a worker is killed. With fork,
+    # it starts all processes before its own threads, which a fork would not survive.
     context = multiprocessing.get_context("fork")
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, context, _start_worker, (work,))
     try:
-        with runtime.uninterrupted():  # until a worker ignores the signals
-            # Not map, which cancels what is pending when it is interrupted: up to
-            # Python 3.11 the pool ends in a traceback if its workers are killed then.
+        # Workers inherit the blocked signals, and unblock them in _start_worker.
+        with runtime.uninterrupted():
+            # Not pool.map, which cancels pending futures when interrupted: up to Python
+            # 3.11, killing the workers after that ends in a traceback.
             futures = [pool.submit(_do, job) for job in jobs]
         yield _done_there(jobs, futures)
     except BaseException as error:
