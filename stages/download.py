@@ -25,7 +25,8 @@ def fetch(url: str, target: Path) -> None:
     import requests  # imported here, since a local path needs neither
     import urllib3
 
-    # ValueError: an invalid host or header.
+    # requests lets errors of urllib3 through while the body is read, and raises
+    # ValueError for an invalid host or header.
     failures = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
     deadline = time.monotonic() + DEADLINE
     try:

@@ -53,6 +53,7 @@ def find_images(
         names.normalize(data.splits.valid): 1,
     }
     labels = {names.normalize(name): label for label, name in enumerate(data.classes)}
+    # Cached, since members of one folder mostly follow one another.
     find_folder = lru_cache(partial(names.find_folder, splits=splits, labels=labels))
     left_out = LeftOut(Counter(), {}, set())
 
@@ -117,6 +118,7 @@ def sort_images(
     order = sorted(range(len(keys)), key=keys.__getitem__)
     twice = [(j, i) for i, j in pairwise(order) if keys[i] == keys[j]]
     if twice:
+        # Of several, report the one that comes first in the archive.
         second, first = (source.name(Entry(*entries[i].tolist())) for i in min(twice))
         raise UserError(f"{second}: the archive holds {first} twice: leave one out")
     rows = np.empty(len(keys), np.int64)
@@ -157,10 +159,13 @@ def read_images(
                     f"{name}: its size is {size}, but {first_name} has {first_size}: "
                     "set data.size to resize all"
                 )
+            # Workers write to the shared file: sending images back would cost more.
+            # A nearly full disk takes a part of the data without an error.
             if os.pwrite(file.fileno(), image.data, row * image.size) < image.size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     processes = workers.available_processors()
+    # Small enough to keep all processes busy to the end, large enough to be worth it.
     size = min(max(count // (16 * processes), MIN_CHUNK), MAX_CHUNK)
     chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
     with workers.forked(decode_chunk, chunks, processes) as done:
@@ -216,6 +221,7 @@ def find_copies(
 ) -> NDArray[np.bool_]:
     """Return a mask (N,): which images (N, H, W) are among the others (M, H, W)."""
 
+    # Compare digests: they fit in memory where the images need not.
     def digest(image: NDArray[np.uint8]) -> bytes:
         return hashlib.blake2b(image.data, digest_size=16).digest()
 

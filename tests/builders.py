@@ -4,9 +4,10 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def dataset(per_class: int, classes: Iterable[str] = "37") -> dict[str, bytes]:
         for i in range(per_class)
     ]
     return {name: png(i) for i, name in enumerate(names)}
+
+
+def damaged(content: bytes, seed: str, changes: int = 150) -> Iterator[bytes]:
+    """Yield a file cut off at every 5 %, and with one to four random bytes in it."""
+    chance = random.Random(seed)
+    for percent in range(0, 100, 5):
+        yield content[: len(content) * percent // 100]
+    for _ in range(changes):
+        changed = bytearray(content)
+        for _ in range(chance.choice([1, 1, 4])):
+            changed[chance.randrange(len(content))] = chance.randrange(256)
+        yield bytes(changed)
 
 
 SMALL = dataset(2)

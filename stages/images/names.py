@@ -43,10 +43,11 @@ def find_folder(
         return ODD_PATH
     if any(is_hidden(part) for part in parts):
         return HIDDEN
-    root = 0 if parts[0] in splits else 1
+    root = 0 if parts[0] in splits else 1  # one folder may hold the splits
     if len(parts) < root + 2 or parts[root] not in splits:
         return ELSEWHERE
     split, label, *inner = parts[root:]
+    # train/7/3/x.png may be a 7 or a 3: guessing would mislabel it without a word.
     if label in splits or any(part in splits or part in labels for part in inner):
         return AMBIGUOUS
     if label not in labels:

@@ -1,6 +1,5 @@
 """Decoding against Pillow, NumPy and files written by hand; what is refused."""
 
-import random
 import struct
 import tracemalloc
 import warnings
@@ -14,7 +13,7 @@ from PIL import Image
 
 from stages.images import decode as decoding
 from stages.plumbing.errors import UserError
-from tests.builders import encode, refusal
+from tests.builders import damaged, encode, refusal
 
 RANDOM = np.random.default_rng(4)
 GRAY = RANDOM.integers(256, size=(7, 5), dtype=np.uint8)
@@ -257,14 +256,7 @@ def test_other_formats_and_fragments_are_refused(content):
 
 @pytest.mark.parametrize("kind", [*KINDS, "JPEG"])
 def test_damage_ends_in_an_image_or_a_user_error(kind):
-    chance = random.Random(kind)
-    whole = encode(Image.fromarray(GRAY), kind)
-    damaged = [whole[: len(whole) * percent // 100] for percent in range(0, 100, 5)]
-    for _ in range(150):
-        flipped = bytearray(whole)
-        flipped[chance.randrange(len(whole))] = chance.randrange(256)
-        damaged.append(bytes(flipped))
-    for content in damaged:
+    for content in damaged(encode(Image.fromarray(GRAY), kind), kind):
         with suppress(UserError):
             result = decoding.decode(content, "x", grayscale=True, background=0)
             assert (result.dtype, result.ndim) == (np.uint8, 2)
