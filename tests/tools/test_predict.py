@@ -198,7 +198,7 @@ def test_a_folder_is_walked_in_natural_order_and_says_what_it_leaves_out(
         )
         assert {reason: int(count) for reason, count, _ in found} == {
             "hidden": 3,
-            "no image, by the extension": 2,
+            "not an image by its extension": 2,
             "a link to a folder": 1,
             "not a regular file": 1,
         }
@@ -220,7 +220,7 @@ def test_a_folder_without_images_is_an_error_and_the_rest_is_answered(
     done = run(built, *COMMAND, str(tmp_path / "none"), str(digit))
     error, left_out = done.stderr.splitlines()
     assert error.startswith(f"predict: {tmp_path}/none: there is no image in this fold")
-    assert left_out.startswith("predict: left out, no image, by the extension: 1, ")
+    assert left_out.startswith("predict: left out, not an image by its extension: 1, ")
     assert done.stdout.startswith(f"{digit}\t3\t")
     assert done.returncode == 1
 
