@@ -38,7 +38,7 @@ Block = list[tuple[str, NDArray[np.uint8]]]
 
 
 def find_images(paths: list[str], left_out: LeftOut) -> Iterator[str | Exception]:
-    """Yield the paths of images, those in folders and below included, or errors."""
+    """Yield the paths of images, in folders and below too, or errors in their place."""
     for i, path in enumerate(paths):
         if path == "-" and path in paths[:i]:
             yield UserError("-: standard input is already read: give it once")

@@ -148,7 +148,7 @@ def test_a_folder_is_walked_in_natural_order_and_says_what_it_leaves_out(
     (folder / "b/all").symlink_to(folder)
     os.mkfifo(folder / "pipe.png")
     (tmp_path / "link").symlink_to(folder)
-    # What is asked for by its name is read, whatever its name is.
+    # A file that is named itself is read, whatever its name is.
     assert ask(built, *(folder / name for name in others)).count("\t3\t") == 5
     for given in (folder, tmp_path / "link"):
         done = run(built, *COMMAND, str(given))
@@ -168,7 +168,7 @@ def test_a_folder_is_walked_in_natural_order_and_says_what_it_leaves_out(
         assert all(Path(example).exists() for _, _, example in found)
 
 
-def test_what_cannot_be_read_is_told_in_a_line_and_the_rest_is_answered(
+def test_unreadable_images_are_reported_on_one_line_and_the_rest_is_answered(
     built, digit, tmp_path
 ):
     """In order, even if answers and errors go to one file."""
@@ -250,8 +250,8 @@ def test_a_model_file_alone_is_enough(clone, digit):
         ("models/baseline.npz", "is damaged (.*)"),
     ],
 )
-def test_a_model_from_elsewhere_that_is_none_ends_it_at_once(built, digit, name, says):
-    """It must not be deleted, as the advice is for what `dvc repro` makes."""
+def test_an_unusable_model_from_elsewhere_ends_it_at_once(built, digit, name, says):
+    """With no advice to delete it, which is for what `dvc repro` rebuilds."""
     done = run(built, *COMMAND, "--csv", "--model", name, str(digit), "nowhere.png")
     pattern = rf"predict: {name}:? {says}: give --model another file\n"
     assert re.fullmatch(pattern, done.stderr), done.stderr
@@ -259,7 +259,7 @@ def test_a_model_from_elsewhere_that_is_none_ends_it_at_once(built, digit, name,
 
 
 @pytest.mark.parametrize(("reader", "count"), [("true", 1), ("head -n 1", 5000)])
-def test_a_reader_that_stops_early_ends_it_without_a_word(built, digit, reader, count):
+def test_a_reader_that_stops_early_ends_it_silently(built, digit, reader, count):
     """5000 lines are more than a pipe holds."""
     command = [*COMMAND, *[str(digit)] * count]
     done = run(built, "sh", "-c", f'"$@" | {reader}', "sh", *command)
