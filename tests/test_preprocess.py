@@ -23,6 +23,19 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
+def test_images_are_sorted_by_class_as_listed_then_by_name_in_natural_order():
+    order = ["1.png", "2.png", "010.png", "10.png", "a2.png", "a10.png", "b.png"]
+    files = {
+        f"{split}/{label}/{name}": png(100 * (label == "3") + i)
+        for split in ("train", "valid")
+        for label in "37"
+        for i, name in enumerate(order)
+    }
+    images, labels = read(pack(dict(sorted(files.items()))), data_params("73"))[0]
+    assert images[:, 0, 0].tolist() == [*range(7), *range(100, 107)]
+    assert labels.tolist() == [0] * 7 + [1] * 7
+
+
 @pytest.fixture
 def processors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the last number of a list be the number of processors."""

@@ -117,6 +117,16 @@ def test_random_bytes_are_not_an_archive():
                 assert DAMAGED in refusal(read, start + chance.randbytes(size))
 
 
+def test_a_zip_with_an_offset_before_its_start_is_damaged():
+    """Seeking there fails with an OSError, though the disk is not to blame."""
+    whole = bytearray(pack(SMALL, "zip"))
+    entry, end = whole.rindex(b"PK\1\2"), whole.rindex(b"PK\5\6")
+    struct.pack_into("<I", whole, entry + 42, 0)
+    (directory,) = struct.unpack_from("<I", whole, end + 16)
+    struct.pack_into("<I", whole, end + 16, directory + 50)
+    assert DAMAGED in refusal(read, bytes(whole))
+
+
 def test_a_gzip_whose_checksum_is_wrong_is_refused():
     damaged = bytearray(pack(SMALL, "gz"))
     damaged[-5] ^= 1
