@@ -355,27 +355,23 @@ NORMAL = np.random.default_rng(2).normal(size=(200, 40)).astype("f4")
 NET_PARAMS = {"hidden": NORMAL[:81, :30], "head": NORMAL[100:130, :1]}
 
 
+TWINS: dict[str, tuple[str | None, Any, Any, bool]] = {
+    "linear": (LINEAR, model.forward, None, True),
+    "net": (NET, net, NET_PARAMS, True),
+    "of another model": (LINEAR, net, NET_PARAMS, False),
+    "wrong activation": (NET.replace("max", "min"), net, NET_PARAMS, False),
+    "no bias": (LINEAR.replace("value))", "0))"), model.forward, None, False),
+    "NaN": (LINEAR.replace("+ c]", "+ c + 1]"), model.forward, None, False),
+    "throws": ("function forward() { throw Error(); }", model.forward, None, False),
+    "syntax error": ("function forward(", model.forward, None, False),
+    "empty": ("", model.forward, None, False),
+    "missing": (None, model.forward, None, False),
+}
+
+
 @needs_browser
 @pytest.mark.parametrize(
-    ("twin", "forward", "params", "offered"),
-    [
-        (LINEAR, model.forward, None, True),
-        (NET, net, NET_PARAMS, True),
-        (LINEAR, net, NET_PARAMS, False),
-        (NET.replace("Math.max", "Math.min"), net, NET_PARAMS, False),
-        (
-            LINEAR.replace("(value, c)", "(_, c, __, value = 0)"),
-            model.forward,
-            None,
-            False,
-        ),
-        (LINEAR.replace("count + c", "count + c + 1"), model.forward, None, False),
-        ("function forward() { throw Error(); }", model.forward, None, False),
-        ("function forward(", model.forward, None, False),
-        ("", model.forward, None, False),
-        (None, model.forward, None, False),
-    ],
-    ids=str,
+    ("twin", "forward", "params", "offered"), TWINS.values(), ids=TWINS
 )
 def test_models_can_be_tried_only_with_an_up_to_date_twin(
     browser, tmp_path, monkeypatch, twin, forward, params, offered
