@@ -3,7 +3,7 @@
 import base64
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +11,18 @@ import msgspec
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, Template
 from numpy.typing import NDArray
-from PIL import Image
 
 from stages.evaluation.metrics import confusion_matrix, mcnemar
 from stages.evaluation.model_file import TrainedModel, pixel_weights
 from stages.page import charts, pictures
+from stages.page.pictures import data_uri
 from stages.plumbing.parameters import Section
 from stages.plumbing.tensors import Decoding, Split
 
 TWIN = Path(__file__).parents[1] / "model.js"  # optional: the model in JavaScript
 MAX_EMBEDDED = 500_000  # bytes; larger models would make the page slow to open
 MANY = 20  # more classes: the confusion matrix is a picture, long lists scroll
-WORST = 10  # number of worst classes listed, and of confusions
+WORST = 10  # number of most frequent confusions listed
 BARS = 5  # number of probabilities shown for an image, and of distances, if many
 SIDE = 144  # CSS pixels of a square of a picture's area, 9rem in style.css
 CRISP_SIDE = 96  # larger images are drawn smoothed
@@ -61,7 +61,7 @@ class Results(NamedTuple):
 def render(results: Results) -> str:
     """Return the page as HTML."""
     trained, (images, actual) = results.trained, results.valid
-    count, means, weights = len(trained.classes), results.means, pixel_images(trained)
+    count, means = len(trained.classes), results.means
     labels = {name: p.labels for name, p in results.predictions.items()}
     right = {name: predicted == actual for name, predicted in labels.items()}
     matrices = {n: confusion_matrix(actual, p, count) for n, p in labels.items()}
@@ -69,9 +69,6 @@ def render(results: Results) -> str:
     arrays = [means, *trained.params.values()]
     small = sum(array.nbytes for array in arrays) <= MAX_EMBEDDED
     twin = TWIN.read_text("utf-8") if small and os.path.exists(TWIN) else ""
-    # The model takes all pixels of the mistakes that can be tried.
-    side = math.inf if twin else sharp_side(len(results.mistakes))
-    bars = BARS if count > MANY else count
     rankings = {name: p.ranking for name, p in results.predictions.items()}
     p = results.p_predicted
     p_first = np.where(labels["model"] == 0, p, 1 - p)  # of a pair of classes
@@ -88,24 +85,22 @@ def render(results: Results) -> str:
         "share": format_share,
         "many": count > MANY,
         "confusion": matrices,
-        "matrices": {n: _uris([pictures.confusion(m)])[0] for n, m in matrices.items()},
+        "matrices": {n: data_uri(pictures.confusion(m)) for n, m in matrices.items()},
         "confusions": {name: confusions(m) for name, m in matrices.items()},
-        "worst": WORST,
         "mcnemar": mcnemar(right["model"], right["baseline"]),
         "without_copies": {n: r[new].mean() for n, r in right.items() if new.any()},
         "charts": charts.epoch_charts(results.history),
-        "pair_charts": charts.pair_charts(rankings, p_first, actual == 0)
-        if count == 2
-        else [],
-        "mean_uris": _gray(means, sharp_side(count)),
-        "example": _gray(images[:1], sharp_side(1))
-        + _signed([difference], sharp_side(1), limit=1),
-        "weights": _signed(weights, sharp_side(len(weights))),
+        "pair_charts": count == 2
+        and charts.pair_charts(rankings, p_first, actual == 0),
+        "mean_uris": _gray(means),
+        "example": _gray(images[:1]) + _signed([difference], limit=1),
+        "weights": _signed(pixel_images(trained)),
         "linear": is_linear(trained),
-        "wrong": _gray((images[i] for i in results.mistakes), side),
+        # Whole where they can be tried: the model takes all their pixels.
+        "wrong": _gray([images[i] for i in results.mistakes], whole=bool(twin)),
         "pad": offers_pad(images, trained.decoding),
         "twin": twin,
-        "embedded": twin and {"bars": bars, **_embed(results)},
+        "embedded": twin and _embed(results),
     }
     return load_template("template.html.j2").render(results._asdict() | derived)
 
@@ -195,9 +190,11 @@ def _embed(results: Results) -> dict[str, Any]:
     trained, shape = results.trained, results.trained.image_size
     noise = 7919 * np.arange(math.prod(shape)).reshape(shape) % 256  # as in script.js
     tests = np.stack([0 * noise, noise]).astype(np.uint8)
+    count = len(trained.classes)
     return {
         "classes": trained.classes,
         "shape": shape,
+        "bars": BARS if count > MANY else count,
         "outputs": trained.outputs,
         "distance": results.distance,
         "means": _base64(results.means),
@@ -209,16 +206,15 @@ def _embed(results: Results) -> dict[str, Any]:
     }
 
 
-def _gray(images: Iterable[NDArray], side: float) -> list[str]:
-    return _uris(pictures.grayscale(pictures.shrink(images, side)))
+def _gray(images: Sequence[NDArray] | NDArray, whole: bool = False) -> list[str]:
+    side = math.inf if whole else sharp_side(len(images))
+    drawn = pictures.grayscale(pictures.shrink(images, side))
+    return list(map(data_uri, drawn))
 
 
-def _signed(images: Iterable[NDArray], side: float, **limit: float) -> list[str]:
-    return _uris(pictures.diverging(pictures.shrink(images, side), **limit))
-
-
-def _uris(images: Iterable[Image.Image]) -> list[str]:
-    return [pictures.data_uri(image) for image in images]
+def _signed(images: Sequence[NDArray] | NDArray, **limit: float) -> list[str]:
+    drawn = pictures.shrink(images, sharp_side(len(images)))
+    return list(map(data_uri, pictures.diverging(drawn, **limit)))
 
 
 def _base64(array: NDArray) -> str:

@@ -77,8 +77,8 @@ function scaleDrawing() {
   read(pad).forEach((value, i) => {
     if (value < 1 / 8) return;
     const x = i % canvas.width, y = Math.floor(i / canvas.width);
-    [left, right, top, bottom] =
-      [Math.min(left, x), Math.max(right, x + 1), Math.min(top, y), Math.max(bottom, y + 1)];
+    [left, right] = [Math.min(left, x), Math.max(right, x + 1)];
+    [top, bottom] = [Math.min(top, y), Math.max(bottom, y + 1)];
     [mass, xMass, yMass] = [mass + value, xMass + value * (x + 0.5), yMass + value * (y + 0.5)];
   });
   if (!mass) return;
