@@ -23,7 +23,7 @@ ALLOWED = {
     "stages/images/*.py": ["stages.images", "stages.plumbing"],
     "stages/model.py": ["stages.plumbing"],
     "stages/evaluation/*.py": ["stages.evaluation", "stages.model", "stages.plumbing"],
-    "stages/page/*.py": ["stages.page", "stages.plumbing"],
+    "stages/page/*.py": ["stages.page", "stages.evaluation", "stages.plumbing"],
     "stages/*.py": [
         *("stages.page", "stages.evaluation", "stages.images", "stages.model"),
         "stages.plumbing",
