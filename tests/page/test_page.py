@@ -358,6 +358,7 @@ NET_PARAMS = {"hidden": NORMAL[:81, :30], "head": NORMAL[100:130, :1]}
 TWINS: dict[str, tuple[str | None, Any, Any, bool]] = {
     "linear": (LINEAR, model.forward, None, True),
     "net": (NET, net, NET_PARAMS, True),
+    "with helpers": (f"const sigmoid = 0; {LINEAR}", model.forward, None, True),
     "of another model": (LINEAR, net, NET_PARAMS, False),
     "wrong activation": (NET.replace("max", "min"), net, NET_PARAMS, False),
     "no bias": (LINEAR.replace("value))", "0))"), model.forward, None, False),
