@@ -104,8 +104,9 @@ def parse_predictions(text: str) -> Rows:
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     if header != list(COLUMNS):
         raise ValueError(f"another format, with the columns {', '.join(header)}")
-    arrays: Any = map(np.array, zip(*rows, strict=True), COLUMNS.values())
-    return np.rec.fromarrays(list(arrays), names=header)  # type: ignore[call-overload]
+    columns = zip(zip(*[header, *rows], strict=True), COLUMNS.values(), strict=True)
+    arrays: Any = [np.array(values, kind) for (_, *values), kind in columns]
+    return np.rec.fromarrays(arrays, names=header)  # type: ignore[call-overload]
 
 
 def match(first: Rows, second: Rows) -> tuple[Rows, Rows, int]:
@@ -284,7 +285,7 @@ def main() -> None:
             revs=(first.rev, second.rev),
             text=text,
             changed=answers(old, new),
-            images=draw(second, new) or draw(first, old),
+            images=len(new) and (draw(second, new) or draw(first, old)),
         )
         artifacts.publish({os.path.abspath(arguments.html): page})
     print(text)
