@@ -265,13 +265,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.compare", description=__doc__.splitlines()[0]
     )
-    rev_help = "a commit, branch, tag or experiment; HEAD and workspace unless given"
-    parser.add_argument(
-        "first", nargs="?", metavar="REV", default="HEAD", help=rev_help
-    )
-    parser.add_argument("second", nargs="?", metavar="REV", default=WORKSPACE)
-    html_help = "write the comparison as a page, too, with pictures"
-    parser.add_argument("--html", metavar="FILE.html", help=html_help)
+    revision = parser.add_argument_group("commits, branches, tags or experiments")
+    revision.add_argument("first", metavar="REV", nargs="?", default="HEAD")
+    revision.add_argument("second", metavar="REV", nargs="?", default=WORKSPACE)
+    page_help = "also write a page, with pictures"
+    parser.add_argument("--html", metavar="FILE.html", help=page_help)
     arguments = parser.parse_args()
     if not (arguments.html or ".html").endswith(".html"):
         parser.error("the name of the page has to end in .html")
