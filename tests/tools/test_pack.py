@@ -21,12 +21,7 @@ from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
 from tests.conftest import ROOT, copy, edit, run, succeed
 from tools.pack import look
-from tools.pack.params import (
-    choose_params,
-    choose_size,
-    edit_params,
-    max_learning_rate,
-)
+from tools.pack.params import choose_params, edit_params, max_learning_rate
 from tools.pack.place import find_splits, split_by_content
 from tools.pack.write import write
 
@@ -49,12 +44,14 @@ def pack(folder: Path, *arguments: str | Path) -> str:
 
 def refusal(folder: Path, *arguments: str | Path) -> str:
     """Return the one line that an error is reported on; nothing is written then."""
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    before = files()
     done = run(folder, *PACK, *map(str, arguments), PYTHONPATH=str(ROOT))
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    return done.stderr.removeprefix("pack: ")
+    assert (done.returncode, done.stderr.count("\n"), files()) == (1, 1, before)
+    return done.stderr
 
 
 def load(text: str) -> dict:
@@ -86,11 +83,19 @@ def gray(folder: Path, per_class: dict[str, int], side: int = 8) -> Path:
     return folder
 
 
-def seen(digest: bytes = b"", label: str = "", ink: float = 0) -> look.Image:
+def seen(
+    label: str = "a", digest: bytes = b"", ink: float = 0, size: tuple = (8, 8)
+) -> look.Image:
     """Return what `look_at` finds out about an image, half of it transparent."""
     opacity = 0.0 if np.isnan(ink) else 0.5
     level = np.nan_to_num(ink) * opacity
-    return look.Image("", digest, (8, 8), True, False, level, opacity, ink, label)
+    return look.Image("x.png", digest, size, True, False, level, opacity, ink, label)
+
+
+def choose(images: list[look.Image]) -> dict:
+    """Return the parameters for images, by dotted key."""
+    train = parameters.check(parameters.Train, load(PARAMS)["train"])
+    return choose_params(images, None, train, None, None)
 
 
 ICONS = "アイコン" * 10
@@ -99,8 +104,9 @@ ICONS = "アイコン" * 10
 
 @pytest.fixture(scope="module")
 def motley(tmp_path_factory):
-    """What people have: icons, photos, GIFs, odd names, and files that are no images."""
+    """What people have: icons, photos, GIFs, odd names, and other files."""
     folder = tmp_path_factory.mktemp("motley") / "my photos"
+    gifs, photos = folder / "gifs", folder / "photos"
     noise = np.random.default_rng(1)
     for i in range(40):  # black icons of many sizes
         icon = np.zeros((*noise.integers(12, 90, 2), 4), np.uint8)
@@ -109,27 +115,25 @@ def motley(tmp_path_factory):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     for i in range(30):
-        photo = noise.integers(0, 256, (40, 60, 3), "u1")
-        save(folder / "photos" / f"IMG_{i}.JPG", photo, format="JPEG", exif=exif)
+        pixels = noise.integers(0, 256, (40, 60, 3), "u1")
+        save(photos / f"IMG_{i}.JPG", pixels, format="JPEG", exif=exif)
     for form in ("NFC", "NFD"):  # two files on Linux, one name for preprocess
         name = unicodedata.normalize(form, "é.png")
-        save(folder / "gifs" / name, noise.integers(0, 256, (30, 30), "u1"))
+        save(gifs / name, noise.integers(0, 256, (30, 30), "u1"))
     for i in range(20):
         palette = Image.fromarray(noise.integers(0, 256, (30, 30), "u1")).convert("P")
-        palette.save(folder / "gifs" / f"{i}.gif")
-    for name in ("tiny/photos/0", "tiny/photos/1", "single/1", "loose"):
-        save(folder / f"{name}.png", noise.integers(0, 256, (9, 9), "u1"))
-    shutil.copy(folder / "photos" / "IMG_3.JPG", folder / "photos" / "again.jpg")
-    shutil.copy(folder / "photos" / "IMG_3.JPG", folder / "gifs" / "photo.jpg")
+        palette.save(gifs / f"{i}.gif")
+    gray(folder, {"tiny/photos": 2, "single": 1, ".": 1})
+    shutil.copy(photos / "IMG_3.JPG", photos / "again.jpg")
+    shutil.copy(photos / "IMG_3.JPG", gifs / "photo.jpg")
     frames = [Image.new("L", (9, 9), level) for level in (0, 255)]
-    frames[0].save(folder / "gifs" / "two.gif", save_all=True, append_images=frames[1:])
-    Image.new("LAB", (8, 8)).save(folder / "gifs" / "lab.tif")
-    (folder / "gifs" / "drawing.svg").write_text("<svg/>")
-    start = (folder / "single/1.png").read_bytes()[:60]
-    (folder / "gifs" / "cut.png").write_bytes(start)
-    (folder / "gifs" / "broken link.png").symlink_to("nowhere")
+    frames[0].save(gifs / "two.gif", save_all=True, append_images=frames[1:])
+    Image.new("LAB", (8, 8)).save(gifs / "lab.tif")
+    (gifs / "drawing.svg").write_text("<svg/>")
+    (gifs / "cut.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (gifs / "broken link.png").symlink_to("nowhere")
     os.mkfifo(folder.parent / "pipe")
-    (folder / "gifs" / "pipe.png").symlink_to(folder.parent / "pipe")
+    (gifs / "pipe.png").symlink_to(folder.parent / "pipe")
     (folder / "linked").symlink_to("photos")
     for name in (".DS_Store", "photos/Thumbs.db", "notes.txt"):
         (folder / name).write_text("none")
@@ -159,13 +163,13 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         "copies: 2, ",
         "copies in two classes: 2, ",
         "left out, No such file or directory: 1, for example {}/gifs/broken link.png",
-        "left out, has 2 frames: save the one that counts: 1, for example {}/gifs/two.",
-        "left out, has the mode LAB: save it as RGB or gray: 1, for example {}/gifs/lab",
+        "left out, has 2 frames: save the one that counts: 1, for example {}/gifs/two",
+        "left out, has the mode LAB: save it as RGB or gray: 1, for example {}/gifs/l",
         "left out, not a regular file: 1, for example {}/gifs/pipe.png",
         "left out, a link to a folder: 1, for example {}/linked",
-        "left out, not in the folder of a class: 1, for example {}/loose.png",
+        "left out, not in the folder of a class: 1, for example {}/0.png",
         f"left out, {names.NO_IMAGE}: 2, for example {{}}/notes.txt",
-        "left out, of a class without images for the other split: 1, for example {}/si",
+        "left out, of a class without images for the other split: 1, for example {}/s",
         "left out, not a readable PNG",
     ):
         assert "\n" + line.format(motley) in shown
@@ -307,12 +311,9 @@ def test_a_value_is_replaced_in_any_layout(text, value, expected):
     assert edit_params(edited, {"a.b": value}) == edited
 
 
-def digests(count: int) -> list[bytes]:
-    return [hashlib.sha256(b"%d" % i).digest() for i in range(count)]
-
-
 def labelled(count: int) -> list[look.Image]:
-    return [seen(digest, "ab"[i % 2]) for i, digest in enumerate(digests(count))]
+    digests = [hashlib.sha256(b"%d" % i).digest() for i in range(count)]
+    return [seen("ab"[i % 2], digest) for i, digest in enumerate(digests)]
 
 
 def test_the_share_to_validate_on_is_about_what_was_asked_for():
@@ -330,14 +331,17 @@ def test_images_that_are_added_move_no_others():
 def test_every_class_of_two_images_has_both_splits_and_copies_stay_together():
     random_ = random.Random(3)
     for _ in range(300):
-        pool = digests(random_.randint(2, 8))
-        images = [seen(random_.choice(pool), random_.choice("abc")) for _ in range(12)]
+        pool = labelled(random_.randint(2, 8))
+        images = [
+            random_.choice(pool)._replace(label=random_.choice("abc"))
+            for _ in range(12)
+        ]
         splits = split_by_content(images, random_.choice([0.01, 0.2, 0.99]))
         for label in "abc":
-            of_class = {image.digest for image in images if image.label == label}
-            elsewhere = {image.digest for image in images if image.label != label}
-            if len(of_class) > 1 and of_class - elsewhere:
-                assert {splits[digest] for digest in of_class} == {0, 1}
+            own = {image.digest for image in images if image.label == label}
+            others = {image.digest for image in images if image.label != label}
+            if len(own) > 1 and own - others:
+                assert {splits[digest] for digest in own} == {0, 1}
 
 
 def test_names_cannot_write_to_the_terminal(here, tmp_path):
@@ -346,22 +350,21 @@ def test_names_cannot_write_to_the_terminal(here, tmp_path):
 
 
 def test_splits_are_taken_as_they_are(here, tmp_path):
-    for split, count in (("Testing", 10), ("training", 25)):
-        gray(tmp_path / "set" / "inside" / split, {"a": count, "b": 2 * count})
+    expected = {"Testing/a": 4, "Testing/b": 8, "training/a": 9, "training/b": 12}
+    folder = gray(tmp_path / "set/inside", expected)
     for name in ("LICENSE", "inside/README", "inside/training/labels.zip"):
         (tmp_path / "set" / name).write_text("no image")
     shown = pack(here, tmp_path / "set")
-    assert params(here)["data"]["classes"] == ["a", "b"]
-    splits = params(here)["data"]["splits"]
-    assert splits == {"train": "training", "valid": "Testing"}
     line = "splits: training for training, Testing for validation (by their names)\n"
     assert line in shown
+    assert params(here)["data"]["classes"] == ["a", "b"]
+    assert params(here)["data"]["splits"] == {"train": "training", "valid": "Testing"}
     packed = members(here / "data/set.tar")
-    counts = Counter(name.rpartition("/")[0] for name in packed)
-    expected = {"Testing/a": 10, "Testing/b": 20, "training/a": 25, "training/b": 50}
-    assert counts == expected
-    path = tmp_path / "set/inside/training/b/7.png"
-    assert packed["training/b/7.png"] == path.read_bytes()
+    assert Counter(os.path.dirname(name) for name in packed) == expected
+    assert packed["training/b/7.png"] == (folder / "training/b/7.png").read_bytes()
+    gray(folder, {"more/a": 3})
+    shown = pack(here, tmp_path / "set", "--splits", "more", "training")
+    assert "left out, in neither of the two splits: 12, " in shown
 
 
 @pytest.mark.parametrize(
@@ -375,45 +378,28 @@ def test_splits_are_taken_as_they_are(here, tmp_path):
         (["a/1", "b/2", "c/3"], None),
         (["a", "b"], None),
         (["a/b"], None),
-    ],
-)
-def test_what_the_outer_folders_are(folders, expected):
-    files = [f"{folder}/0.png" for folder in folders]
-    assert find_splits(files, None)[0] == expected
-    assert find_splits(files, [])[0] is None
-
-
-@pytest.mark.parametrize(
-    ("folders", "named"),
-    [
         (["train/a", "test/a", "valid/a"], "test, train, valid may be"),
         (["x/a", "x/b", "y/a", "y/b", "z/a", "z/b"], "x, y, z may be"),
-        (["train/a", "train/b", "test/.."], "test, train may be"),  # test is flat
+        (["train/a", "train/b", "test"], "test, train may be"),
         (["dev/a", "ops/b"], "dev, ops may be"),
     ],
 )
-def test_what_may_be_splits_or_classes_is_asked_about(here, tmp_path, folders, named):
-    for folder in folders:
-        gray(tmp_path / "set" / folder.removesuffix("/.."), {"": 3})
-    asked = refusal(here, tmp_path / "set")
-    assert named in asked
-    assert "name two splits with --splits TRAIN VALID, or use --no-splits" in asked
-    outer = [folder.split("/")[0] for folder in folders]
-    first, second = outer[0], outer[-1]
-    for folder in (first, second):
-        gray(tmp_path / "set" / folder, {"a": 3, "b": 3})
-    shown = pack(here, tmp_path / "set", "--splits", first, second)
-    assert ("in neither of the two splits" in shown) == (len({*outer}) > 2)
-    assert params(here)["data"]["splits"] == {"train": first, "valid": second}
+def test_outer_folders_are_splits_or_classes_or_asked_about(folders, expected):
+    files = [f"{folder}/0.png" for folder in folders]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f"{expected}.* --splits .* --no-splits"):
+            find_splits(files, None)
+    else:
+        assert find_splits(files, None)[0] == expected
+    assert find_splits(files, [])[0] is None
+    chosen = (files[0].split("/")[0], files[-1].split("/")[0])
+    if chosen[0] != chosen[1]:
+        assert find_splits(files, chosen)[0] == chosen
 
 
+# Classes named like splits, and folders named like another class or a split.
 @pytest.mark.parametrize(
-    "folders",
-    [
-        ["train", "valid", "bus"],  # classes that are called as splits are
-        ["a/b", "b", "c"],  # a folder that is called as another class is
-        ["a/train", "b/valid"],
-    ],
+    "folders", [["train", "valid", "bus"], ["a/b", "b", "c"], ["a/train", "b/valid"]]
 )
 def test_names_that_preprocess_could_misread_are_packed(here, tmp_path, folders):
     gray(tmp_path / "set", dict.fromkeys(folders, 12))
@@ -443,18 +429,17 @@ def test_names_that_preprocess_could_misread_are_packed(here, tmp_path, folders)
     ],
 )
 def test_sizes_that_differ_become_their_bounded_median(sizes, expected):
-    assert choose_size([*Counter(sizes).elements()]) == expected
+    images = [seen(size=size) for size in Counter(sizes).elements()]
+    assert choose(images)["data.size"] == expected
 
 
-@pytest.mark.parametrize(
-    ("inks", "background"),
-    [([0, 10, 200], 255), ([250, 100, np.nan], 0), ([np.nan], 255)],
-)
-def test_the_background_is_far_from_the_ink(inks, background):
-    images = [seen(label=label, ink=ink) for ink in inks for label in "ab"]
-    train = parameters.check(parameters.Train, load(PARAMS)["train"])
-    chosen = choose_params(images, None, train, None, None)
-    assert chosen["data.background"] == background
+def test_the_background_is_far_from_the_ink():
+    for inks, expected in (
+        ([0, 10, 200], 255),
+        ([250, 100, np.nan], 0),
+        ([np.nan], 255),
+    ):
+        assert choose([seen(ink=ink) for ink in inks])["data.background"] == expected
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -468,21 +453,19 @@ def test_bright_images_get_a_learning_rate_that_is_stable(count):
     assert f"{rate:.0e}" == f"{rate:e}".replace(".000000", "")
 
 
-def test_the_learning_rate_of_digits_is_kept_and_that_of_white_pages_lowered(
+def test_the_learning_rate_of_white_pages_is_lowered_that_of_digits_kept(
     here, tmp_path
 ):
-    for name, ground in (("digits", 0), ("pages", 255)):
-        for label in "ab":
-            for i in range(50):
-                image = np.full((40, 40), ground, np.uint8)
-                image[5 : 10 + i % 9, 5:20] = 255 - ground
-                save(tmp_path / name / label / f"{i}.png", image)
+    page = np.full((40, 40), 255, np.uint8)
+    for label in "ab":
+        for i in range(50):
+            page[5 : 10 + i % 9, 5:20] = 0
+            save(tmp_path / "pages" / label / f"{i}.png", page)
+            save(tmp_path / "digits" / label / f"{i}.png", 255 - page)
     pack(here, tmp_path / "digits")
     assert params(here)["train"] == load(PARAMS)["train"]
-    shown = pack(here, tmp_path / "pages")
     # 1,600 pixels, nearly all of level 1: 2 * 1.9 / 400 * 1.1 is 0.0105.
-    assert "\n-  learning_rate: 0.2 " in shown
-    assert params(here)["train"]["learning_rate"] == 0.01
+    assert "\n+  learning_rate: 0.01 " in pack(here, tmp_path / "pages")
     assert pack(here, tmp_path / "pages").endswith("nothing to change\n")
 
 
@@ -497,47 +480,36 @@ def test_what_is_asked_for_is_set(here, tmp_path):
     assert valid == pytest.approx(160, abs=40)
 
 
-def test_faint_ink_is_reported(here, tmp_path):
-    for label in "ab":
-        for i in range(10):
-            icon = np.full((8, 8, 4), 240 if i == 5 else i, np.uint8)
-            icon[..., 3] = 255
-            icon[:4, :, 3] = 0
-            save(tmp_path / "icons" / label / f"{i}.png", icon)
-    shown = pack(here, tmp_path / "icons")
-    assert "\nwith transparent pixels, laid over gray level 255: 20, " in shown
-    assert "\nhard to see on gray level 255: 2, for example " in shown
+def test_faint_ink_is_reported():
+    images = [seen(ink=ink) for ink in (0, 240, 100, np.nan)]
+    shown = [*look.describe(images, {"data.size": None, "data.background": 255})]
+    assert "with transparent pixels, laid over gray level 255: 4, for " in str(shown)
+    assert "hard to see on gray level 255: 2, for example x.png" in shown
 
 
-def test_many_classes_make_a_short_table(here, tmp_path):
-    folder = tmp_path / "set"
-    gray(folder, {f"{'long ' * 12}{i}": 2 + i % 5 for i in range(256)}, side=2)
-    shown = pack(here, folder)
-    assert len(params(here)["data"]["classes"]) == 256
-    table = shown[shown.index("class ") : shown.index("height x width")].splitlines()
-    assert len(table) == 22
+def test_many_classes_make_a_short_table():
+    images = [seen(f"{'long ' * 12}{i}") for i in range(256) for _ in range(i // 9 + 1)]
+    lines = look.describe(images, {"data.size": None, "data.background": 0})
+    table = list(lines)[:22]
     assert table[-1].startswith("all 256 (smallest shown)")
-    assert {row.split()[-2] for row in table[1:-1]} == {"1"}
+    assert [row.split()[-2] for row in table[1:-1]] == 9 * ["1"] + 9 * ["2"] + 2 * ["3"]
     assert max(map(len, table)) < 100
-    gray(folder, {"one more": 2})
-    assert "has 257 classes" in refusal(here, folder)
 
 
+PAIR = {"a": 5, "b": 5}
+SPLITS = {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3}
 REFUSALS = [
-    # files per folder, options, and what is said
+    # images per folder, options, and what is said
     (None, [], "is not a folder: give one that holds CLASS/…"),
     ({"a": 5}, [], "has 1 classes with images for both splits"),
     ({}, [], "has 0 classes"),
-    ({"a": 5, "b": 5}, ["-o", "data/x.zip"], "choose a name that ends in .tar"),
-    ({"a": 5, "b": 5}, ["-o", "no/x.tar"], "-o no/x.tar: the folder does not exist"),
-    ({"a": 5, "b": 5}, ["-o", "data/x.tar"], "x.tar exists and is not a tar: give ano"),
-    ({"a": 5, "b": 5}, ["--splits", "a", "c"], "a and c are not two folders with imag"),
-    ({"a": 5, "b": 5}, ["--splits", "a", "a"], "not two folders with images: choose f"),
-    (
-        {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3},
-        ["--valid", "0.2"],
-        "--valid: train and val are splits (by their names): leave it out",
-    ),
+    ({str(i): 2 for i in range(257)}, [], "has 257 classes"),
+    (PAIR, ["-o", "data/x.zip"], "it will be a tar: choose a name that ends in .tar"),
+    (PAIR, ["-o", "no/x.tar"], "-o no/x.tar: the folder does not exist: create it"),
+    (PAIR, ["-o", "data/x.tar"], "exists and is not a tar: give another name with -o"),
+    (PAIR, ["--splits", "a", "c"], "a and c are not two folders with images: choose"),
+    (PAIR, ["--splits", "a", "a"], "are not two folders with images: choose from a, b"),
+    (SPLITS, ["--valid", "0.2"], "train and val are splits (by their names): leave it"),
     ({"back\\slash": 3, "b": 3}, [], "a backslash or is not UTF-8: rename it"),
     ({os.fsdecode(b"\xff"): 3, "b": 3}, [], "a backslash or is not UTF-8: rename it"),
     ({"\xe9": 3, "e\u0301": 3}, [], "are one name in two Unicode forms: rename one"),
@@ -559,7 +531,7 @@ def test_what_cannot_be_packed_is_refused(here, tmp_path, folders, options, mess
         ("loss: log_loss", "loss: absolute", "take log_loss for 3 classes"),
         ("  background: null", "  # none", "data.background is missing: add it"),
         ("  size: null", "  size: &a null\n  b: *a", "data.size has an anchor: write"),
-        ("train:", "train: [", "not valid YAML"),
+        ("download:", "download: [", "not valid YAML"),
         (PARAMS, None, "run this from the root of the repository"),
     ],
 )
