@@ -362,7 +362,7 @@ def test_splits_are_taken_as_they_are(here, tmp_path):
     packed = members(here / "data/set.tar")
     assert Counter(os.path.dirname(name) for name in packed) == expected
     assert packed["training/b/7.png"] == (folder / "training/b/7.png").read_bytes()
-    gray(folder, {"more/a": 3})
+    gray(folder, {"more/a": 3, "more/b": 3})
     shown = pack(here, tmp_path / "set", "--splits", "more", "training")
     assert "left out, in neither of the two splits: 12, " in shown
 
@@ -453,12 +453,10 @@ def test_bright_images_get_a_learning_rate_that_is_stable(count):
     assert f"{rate:.0e}" == f"{rate:e}".replace(".000000", "")
 
 
-def test_the_learning_rate_of_white_pages_is_lowered_that_of_digits_kept(
-    here, tmp_path
-):
-    page = np.full((40, 40), 255, np.uint8)
+def test_white_pages_lower_the_learning_rate_and_digits_do_not(here, tmp_path):
     for label in "ab":
         for i in range(50):
+            page = np.full((40, 40), 255, np.uint8)
             page[5 : 10 + i % 9, 5:20] = 0
             save(tmp_path / "pages" / label / f"{i}.png", page)
             save(tmp_path / "digits" / label / f"{i}.png", 255 - page)
