@@ -1,4 +1,4 @@
-"""Measure the linear model, compare it with the baseline, and show where both fail."""
+"""Measure the model, compare it with the baseline, and show where both fail."""
 
 import hashlib
 from collections.abc import Iterator
@@ -124,7 +124,7 @@ def most_confident_mistakes(
 
 
 def digest(path: str) -> str:
-    """Return the MD5 of a file, as dvc.lock has it."""
+    """Return the MD5 of a file, as recorded in dvc.lock."""
     with open(path, "rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return md5.hexdigest()
