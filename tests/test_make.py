@@ -244,8 +244,8 @@ def test_ci_tests_a_fresh_clone_on_every_python_and_fails_if_one_does(home, root
 def test_ci_fails_where_no_python_can_make_an_environment(home: Path):
     python = script(home / "bin/python3.12", SHIM)
     done = run_ci(home)
-    told = "There is no Python 3.11 to 3.14 on PATH or under pyenv\n"
-    assert (done.returncode, done.stdout) == (1, told)
+    line = "There is no Python 3.11 to 3.14 on PATH or under pyenv\n"
+    assert (done.returncode, done.stdout) == (1, line)
     script(Path(python), STARTS)
     done = run_ci(home)
     assert (done.returncode, done.stdout) == (0, f"3.12  passed  {python}\n")

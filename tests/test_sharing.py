@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import commit, edit, run, stages_run, succeed
+from tests.conftest import commit, run, stages_run, succeed
 
 
 @pytest.fixture
@@ -43,29 +43,6 @@ def test_a_fresh_clone_builds_if_the_remote_cannot_be_reached(
     colleague = fresh_clone(clone)
     succeed(colleague, "dvc", "repro", "--pull")
     assert (colleague / "dvc.lock").read_bytes() == (clone / "dvc.lock").read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("remote")
-def test_with_the_run_cache_a_colleague_gets_what_an_earlier_commit_made(clone: Path):
-    """Other classes, tried and put back.
-
-    Their tensors are shared, but no stage with metrics, which are in Git.
-    """
-    other = ('classes: ["3", "7"]', 'classes: ["7", "3"]')
-    edit(clone / "params.yaml", *other)
-    succeed(clone, "dvc", "repro")
-    tried = (clone / "data/tensors.npz").read_bytes()
-    commit(clone, "try")
-    succeed(clone, "git", "checkout", "--quiet", "HEAD~1", ".")
-    commit(clone, "put back")
-    succeed(clone, "dvc", "push", "--run-cache", "--all-commits")
-    colleague = fresh_clone(clone)
-    succeed(colleague, "dvc", "fetch", "--run-cache", "--all-commits")
-    edit(colleague / "params.yaml", *other)
-    rerun = stages_run(succeed(colleague, "dvc", "repro", "--pull"))
-    assert rerun == ["baseline", "train", "report"]
-    assert (colleague / "data/tensors.npz").read_bytes() == tried
 
 
 def test_a_damaged_object_in_the_remote_is_not_taken(clone: Path, remote: Path):
