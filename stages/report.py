@@ -100,19 +100,13 @@ def prediction_rows(
     for i, image in enumerate(valid.images):
         yield {
             "index": i,
-            "digest": digest_image(image),
+            "digest": tensors.digest_image(image),
             "actual": classes[valid.labels[i]],
             "predicted": classes[predicted[i]],
             # As text, since six decimals would be too few for a small one.
             "p_predicted": f"{p.p_predicted[i]:.6g}",
             "p_actual": f"{p.p_actual[i]:.6g}",
         }
-
-
-def digest_image(image: NDArray[np.uint8]) -> str:
-    """Return a digest of the shape and the pixels of an image, the same anywhere."""
-    content = f"{image.shape}".encode() + image.tobytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def most_confident_mistakes(

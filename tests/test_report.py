@@ -75,7 +75,7 @@ def test_a_row_for_each_validation_image_names_its_classes():
         [0, digest, "drei", "sieben", "0.75", "1e-09"],
         [1, digest, "sieben", "sieben", "0.333333", "0.333333"],
     ]
-    assert report.digest_image(images[0].T) != digest
+    assert tensors.digest_image(images[0].T) != digest
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.evaluation import metrics
-from stages.plumbing import artifacts, npz, parameters, runtime
+from stages.plumbing import artifacts, npz, parameters, runtime, tensors
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
 
@@ -53,7 +53,8 @@ def load(rev: str) -> Revision:
     # Here, since DVC wraps stdout: runtime.explain_errors has to be first.
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
-    from dvc.utils.serialize import PARSERS
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     path, values, rebuild = "", {}, "or check it out and run dvc repro"
     try:
@@ -63,7 +64,7 @@ def load(rev: str) -> Revision:
         if rev == WORKSPACE and (stale := ", ".join(fs.repo.status())):
             raise UserError(f"the {rev} is out of date ({stale}): run dvc repro first")
         for path in [parameters.FILE, *sorted(fs.glob("metrics/*.json")), LOCK]:
-            content = PARSERS[Path(path).suffix](fs.read_text(path, "utf-8"), path)
+            content = YAML(typ="safe").load(fs.read_text(path, "utf-8"))  # JSON, too
             values[path] = dict(flatten(content))
         path = artifacts.PREDICTIONS
         predictions = parse_predictions(fs.read_text(path, "utf-8", newline=""))
@@ -73,7 +74,7 @@ def load(rev: str) -> Revision:
             reason = "is neither in DVC's cache nor in a remote: run dvc fetch "
             reason += f"--all-commits, {rebuild}"
         raise UserError(f"{path} of {rev} {reason}") from None
-    except (DvcException, AttributeError, ValueError, csv.Error) as error:
+    except (DvcException, YAMLError, AttributeError, ValueError, csv.Error) as error:
         reason = "no commit" if isinstance(error, AttributeError) else str(error)
         what, remedy = f"revision {rev}", "take one that git log or dvc exp show lists"
         if path:
@@ -106,6 +107,8 @@ def parse_predictions(text: str) -> Rows:
         raise ValueError(f"another format, with the columns {', '.join(header)}")
     columns = zip(zip(*[header, *rows], strict=True), COLUMNS.values(), strict=True)
     arrays: Any = [np.array(values, kind) for (_, *values), kind in columns]
+    if not all(((p >= 0) & (p <= 1)).all() for p in arrays[-2:]):
+        raise ValueError("a probability is not between 0 and 1")
     return np.rec.fromarrays(arrays, names=header)  # type: ignore[call-overload]
 
 
@@ -245,7 +248,6 @@ def align(rows: list[list[str]]) -> list[str]:
 def draw(side: Revision, rows: Rows) -> list[str]:
     """Return images as URIs of PNG files; none if the revision's tensors lack any."""
     from stages.page import pictures
-    from stages.report import digest_image
 
     dtypes = {"valid_images": "uint8"}
     with (
@@ -254,7 +256,7 @@ def draw(side: Revision, rows: Rows) -> list[str]:
     ):
         side.fs.get_file(artifacts.TENSORS, path := f"{folder}/tensors.npz")
         (valid,) = npz.load_arrays(path, dtypes, dtypes, verify=False).values()
-        if all(digest_image(valid[row.index]) == row.digest for row in rows):
+        if all(tensors.digest_image(valid[row.index]) == row.digest for row in rows):
             images = pictures.shrink((valid[row.index] for row in rows), pictures.SIDE)
             return list(map(pictures.data_uri, pictures.grayscale(images)))
     return []

@@ -20,7 +20,7 @@ from sklearn import metrics as sk
 
 from stages.plumbing import npz
 from stages.plumbing.errors import UserError
-from stages.report import digest_image
+from stages.plumbing.tensors import digest_image
 from tests.conftest import ROOT, commit, copy, edit, run, succeed
 from tests.test_make import Fakes, script
 from tools import compare
