@@ -2,7 +2,7 @@
 
 FOLDER holds CLASS/… or SPLIT/CLASS/…. A tar archive gets the images, and params.yaml
 what the stages need to know. The same images make the same bytes, wherever and whenever
-they are packed.
+they are packed. docs/own-images.md explains the options.
 """
 
 import argparse
@@ -27,19 +27,25 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…")
     share, side = between(0.01, 0.99, float), between(1, MAX_SIDE)
-    add("--valid", type=share, metavar="SHARE", help="of CLASS/… (default: 0.2)")
+    add("--valid", type=share, metavar="SHARE", help="for validation (default: 0.2)")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--splits", nargs=2, metavar=("TRAIN", "VALID"))
     splits.add_argument("--no-splits", dest="splits", action="store_const", const=[])
-    add("--size", nargs=2, type=side, metavar=("H", "W"), help="in pixels")
-    add("--background", type=between(0, 255), metavar="N", help="gray level")
+    add(
+        "--size",
+        nargs=2,
+        type=side,
+        metavar=("H", "W"),
+        help="of all images, in pixels",
+    )
+    add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")
     add("-o", dest="out", metavar="FILE.tar", help="the archive (default: in data/)")
     add("--dry-run", action="store_true", help="show everything, write nothing")
     arguments = parser.parse_args()
     arguments.folder = folder = os.path.expanduser(arguments.folder)
     if not os.path.isdir(folder):
         raise UserError(
-            f"FOLDER={folder!r} is not a folder: give one that holds CLASS/…"
+            f"FOLDER={folder!r} is not a folder: give one with CLASS/… in it"
         )
     name = plain_name(os.path.basename(os.path.realpath(folder))) or "images"
     arguments.out = out = os.path.expanduser(arguments.out or f"data/{name}.tar")

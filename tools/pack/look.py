@@ -1,4 +1,4 @@
-"""Look at image files: can they be used, and what does a person need to know?"""
+"""Look at image files, and describe them."""
 
 import hashlib
 import io
@@ -65,7 +65,7 @@ def look_at_all(folder: str, left_out: LeftOut) -> list[Image]:
 
 
 def look_at(path: str) -> Image | tuple[str, str]:
-    """Look at an image file; return why it cannot be used, and the path, if so."""
+    """Look at an image file; if it cannot be used, return why, and its path."""
     try:
         if os.path.getsize(path) > MAX_MEMBER:
             return f"larger than {MAX_MEMBER >> 20} MiB", path
