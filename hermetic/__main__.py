@@ -1,10 +1,9 @@
-"""Run stages and show which line of them used what dvc.yaml declares.
+"""Run stages and list the first line that used each thing they declare.
 
     python -m hermetic [TARGET …]
 
-runs `dvc repro --force` and lists, for each stage, its deps and params with the first
-line that used each one. What no line used, or what another line of dvc.yaml declares
-already, makes the exit status 1. What only C code or other programs read is not seen.
+runs `dvc repro --force`. The exit status is 1 if anything is declared twice or not
+used. What only C code or other programs read is not seen.
 """
 
 import json
@@ -13,51 +12,44 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
 
-from .guard import RECORD
+from .hook import RECORD
 
-NOT_USED = "not used by Python"
-
-
-def tables(records: Iterable[dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Return, by stage and by what it declares, the first line that used that."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for record in records:
-        table, declared = found[record["stage"]], record["declared"]
-        table[declared] = table.get(declared) or record["line"]
-    return found
+UNUSED = "not used by Python"
 
 
-def remarks(table: dict[str, str]) -> dict[str, str]:
-    """Return what to say of each thing declared: the line, or what is wrong."""
+def remarks(lines: dict[str, str]) -> dict[str, str]:
+    """Return what to print for each thing declared, given the line that used it."""
     return {
         declared: next(
             (
                 f"declared twice: it is in {other}"
-                for other in table
+                for other in lines
                 if declared.startswith(f"{other}/")
             ),
-            line or NOT_USED,
+            line or UNUSED,
         )
-        for declared, line in table.items()
+        for declared, line in lines.items()
     }
 
 
 def main() -> int:
-    """Return the exit status of DVC, or else 1 if a declaration is too much."""
+    """Return the exit status of DVC, or else 1 if a dep or param is superfluous."""
+    stages: dict[str, dict[str, str]] = defaultdict(dict)
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as file:
         command = [sys.executable, "-m", "dvc", "repro", "--force", *sys.argv[1:]]
         done = subprocess.run(command, env={**os.environ, RECORD: file.name})
-        found = tables(json.loads(line) for line in file)
-    too_much = False
-    for stage, table in sorted(found.items()):
+        for entry in map(json.loads, file):
+            lines = stages[entry["stage"]]
+            lines[entry["declared"]] = lines.get(entry["declared"]) or entry["line"]
+    superfluous = False
+    for stage, lines in sorted(stages.items()):
         print(f"\n{stage}")
-        width = max(map(len, table))
-        for declared, remark in sorted(remarks(table).items()):
+        width = max(map(len, lines))
+        for declared, remark in sorted(remarks(lines).items()):
             print(f"  {declared:{width}}  {remark}")
-            too_much |= remark == NOT_USED or remark.startswith("declared twice")
-    return done.returncode or int(too_much)
+            superfluous |= remark == UNUSED or remark.startswith("declared twice")
+    return done.returncode or int(superfluous)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Let the Linux kernel refuse files to this process, to its C code and to its programs.
+"""Restrict the files that a process may use, its C code and programs included.
 
-Landlock (Linux 5.13 and later) takes a list of files and folders with what may be done
-to each; what is not on it is denied with EACCES, to this thread and to all that it
-starts, for good. See landlock(7) and linux/landlock.h for the numbers.
+Landlock (Linux 5.13 and later) takes a list of files and folders with the access to
+each, and denies everything else with EACCES, irrevocably, to this thread and everything
+that it starts. See landlock(7) and linux/landlock.h for the numbers.
 """
 
 import ctypes
@@ -10,12 +10,12 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """Numbers of system calls, the same on every architecture."""
-ASK_VERSION = 1
+GET_VERSION = 1
 PATH_BENEATH = 1
 NO_NEW_PRIVILEGES = 38
 
@@ -41,19 +41,19 @@ def _succeed(number: int, *arguments: Any) -> int:
 
 
 def version() -> int:
-    """Return the version of Landlock that this kernel has, 0 for none."""
+    """Return the kernel's version of Landlock, 0 for none."""
     if sys.platform != "linux":
         return 0
-    return max(_system_call(CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION), 0)
+    return max(_system_call(CREATE_RULESET, None, ctypes.c_size_t(0), GET_VERSION), 0)
 
 
 def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
-    """Allow what is listed, READ or WRITE or both by path, and deny everything else.
+    """Allow READ, WRITE or both by path, and deny everything else.
 
-    What a folder is allowed goes for all that it holds. Paths that do not exist are
-    left out. Listing folders and asking for the size or the time of a file are not
-    denied, nor is what is open already. Without `network`, TCP is denied, by kernels
-    that can do so. Return whether this kernel holds the thread from now on.
+    The access to a folder includes everything in it. Paths that do not exist are
+    skipped. Never denied: listing a folder, asking for a file's size or times, and
+    using a file that is already open. Without `network`, TCP is denied where the
+    kernel can (version 4). Returns whether the kernel supports Landlock.
     """
     known = version()
     if not known:
@@ -67,7 +67,7 @@ def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
     try:
         for path, access in allowed.items():
             _add(rules, path, access & files)
-        ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)  # else the next fails
+        ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)  # RESTRICT_SELF needs it
         _succeed(RESTRICT_SELF, rules, 0)
     finally:
         os.close(rules)
@@ -89,15 +89,14 @@ def _add(rules: int, path: str, access: int) -> None:
         os.close(handle)
 
 
-def without(folder: str, kept: str) -> Iterable[str]:
-    """Return what to allow for all of a folder but `kept`, which may lie inside it."""
-    if not f"{kept}/".startswith(folder.rstrip("/") + "/"):
+def except_for(excluded: str, folder: str) -> list[str]:
+    """Return paths that together are all of a folder except for `excluded`."""
+    if not f"{excluded}/".startswith(folder.rstrip("/") + "/"):
         return [folder]
-    if kept == folder:
+    if excluded == folder:
         return []
     try:
-        inside = sorted(os.listdir(folder))
+        paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     except OSError:
         return []
-    paths = [os.path.join(folder, name) for name in inside]
-    return [path for above in paths for path in without(above, kept)]
+    return [path for above in paths for path in except_for(excluded, above)]

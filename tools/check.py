@@ -72,11 +72,13 @@ def check_batch_size() -> None:
 
 
 def _outs() -> Iterator[tuple[str, str]]:
-    """Yield every stage of dvc.yaml with the absolute path of every output."""
+    """Yield every stage of dvc.yaml with the path of every output."""
     try:
-        for stage in hermetic.read_params("stages", "dvc.yaml"):
-            if declared := hermetic.declaration(stage):
-                yield from ((stage, out) for out in declared.outs)
+        for name, stage in hermetic.read_params("stages", "dvc.yaml").items():
+            for kind in ("outs", "metrics", "plots"):
+                for out in stage.get(kind, []):  # with options, a mapping of one key
+                    path = out if isinstance(out, str) else next(iter(out))
+                    yield name, os.path.join(stage.get("wdir", ""), path)
     except Exception:  # DVC reports errors in dvc.yaml, and deletes nothing
         return
 

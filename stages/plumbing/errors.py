@@ -1,9 +1,9 @@
-"""Errors a user can cause, each told in one line."""
+"""Errors a user can cause, each reported on one line."""
 
 import errno
 import os
 
-import hermetic
+from hermetic import UndeclaredAccess
 
 OUT_OF_MEMORY = (
     "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
@@ -24,9 +24,9 @@ class Stopped(BaseException):
 
 
 def one_line(error: BaseException) -> str | None:
-    """Describe an error in one line; None for a bug, which deserves its traceback."""
+    """Describe an error on one line; None for a bug, which deserves its traceback."""
     match error:
-        case UserError() | Stopped() | hermetic.UndeclaredAccess():
+        case UserError() | Stopped() | UndeclaredAccess():
             text = str(error)
         case MemoryError() | OSError(errno=errno.ENOMEM):
             text = OUT_OF_MEMORY

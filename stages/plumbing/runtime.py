@@ -1,4 +1,4 @@
-"""How a process starts and ends: a pinned environment, the guard, one-line errors."""
+"""How a process starts and ends: a pinned environment, hermetic, one-line errors."""
 
 import atexit
 import gc
@@ -52,7 +52,7 @@ _stopped: Stopped | None = None
 
 
 def start(stage: str) -> None:
-    """Pin the environment, and hold this process to what dvc.yaml declares.
+    """Pin the environment, and allow only what dvc.yaml declares for the stage.
 
     Raises UserError if an installed package differs from the lock, and
     hermetic.UndeclaredAccess if dvc.yaml has no such stage.
@@ -128,8 +128,8 @@ def explain_errors(command: str) -> None:
     def explain(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        # A library may have wrapped what stopped it in an error of its own.
-        text = one_line(_stopped or hermetic.refusal(error) or error)
+        # A library may have wrapped Stopped in an error of its own.
+        text = one_line(_stopped or error)
         if text is None:
             sys.__excepthook__(kind, error, trace)
             return
@@ -169,5 +169,4 @@ def uninterrupted() -> Iterator[None]:
 def give_up(error: BaseException) -> NoReturn:
     """Print the error and end at once, without waiting for threads or exit handlers."""
     sys.excepthook(type(error), error, error.__traceback__)
-    hermetic.remove_temporary_files()
     os._exit(1)

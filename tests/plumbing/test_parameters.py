@@ -167,7 +167,8 @@ def test_values_are_read_as_they_are_written():
         FILE.write_text(re.sub("batch_size: .*", "batch_size: 0100", text), "utf-8")
         assert parameters.load(parameters.Train).learning_rate == value
         assert parameters.load(parameters.Train).batch_size == 100
-    FILE.write_text(re.sub("classes: .*", "classes: [yes, no, 1:30]", TEXT), "utf-8")
+    names = "".join(f"\n    - {name}" for name in ("yes", "no", "1:30"))
+    FILE.write_text(re.sub("classes: .*", f"classes: {names}", TEXT), "utf-8")
     assert parameters.load(parameters.Data).classes == ("yes", "no", "1:30")
     for name, number in (("07", "7"), ("0o17", "15"), ("1_0.50", "10.5")):
         FILE.write_text(re.sub("classes: .*", f"classes: [{name}, '1']", TEXT), "utf-8")

@@ -1,0 +1,250 @@
+"""Declarations, parameters and .dvcignore are read as DVC reads them."""
+
+import copy
+import json
+import pickle
+import shutil
+from typing import Any, NamedTuple
+
+import pytest
+from dvc.dependency.param import ParamsDependency, read_param_file
+from dvc.fs import localfs
+from dvc.repo import Repo
+from dvc.utils.serialize import load_path
+
+from hermetic import params, read_params
+from hermetic.declaration import Declaration, declaration
+from hermetic.policy import Policy
+from hermetic.tests.conftest import under_dvc, write
+
+
+class Case(NamedTuple):
+    """A stage in dvc.yaml, and the paths and params that it declares."""
+
+    text: str
+    deps: str = ""
+    outs: str = ""
+    params: str = ""
+    folder: str = "."
+    """The folder of dvc.yaml."""
+    stage: str = "s"
+
+
+DECLARATIONS = {
+    "plain": Case(
+        "cmd: c, deps: [a, b/], params: [p, q.r], outs: [o]",
+        deps="a b",
+        outs="o",
+        params="params.yaml:p params.yaml:q.r",
+    ),
+    "options": Case(
+        "cmd: c, outs: [{o: {cache: false}}], metrics: [m], plots: [{p: {x: n}}]",
+        outs="o m p",
+    ),
+    "wdir": Case(
+        "cmd: c, wdir: w, deps: [a, ../b], params: [p], outs: [o]",
+        deps="w/a b",
+        outs="w/o",
+        params="w/params.yaml:p",
+    ),
+    "other params": Case(
+        "cmd: c, params: [{f.json: [x]}, {g.toml: }]", params="f.json:x g.toml:*"
+    ),
+    "subfolder": Case(
+        "cmd: c, deps: [a, ../b], params: [p], outs: [o]",
+        deps="sub/a b",
+        outs="sub/o",
+        params="sub/params.yaml:p",
+        folder="sub",
+    ),
+    "vars": Case(
+        "cmd: 'c ${v}', deps: ['${v}/a'], outs: ['${v}.o']", deps="x/a", outs="x.o"
+    ),
+    "vars and wdir": Case(
+        "cmd: c, wdir: '../${v}', deps: [a, ../b], params: [p], outs: ['${v}.o']",
+        deps="x/a b",
+        outs="x/x.o",
+        params="x/params.yaml:p",
+        folder="sub",
+    ),
+    "foreach": Case(
+        "foreach: [1, 2], do: {cmd: c, deps: ['a${item}'], outs: ['o${item}']}",
+        deps="a2",
+        outs="o2",
+        stage="s@2",
+    ),
+    "matrix": Case(
+        "matrix: {n: [1, 2]}, cmd: c, outs: ['o${item.n}']", outs="o2", stage="s@2"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DECLARATIONS.values(), ids=DECLARATIONS)
+def test_a_declaration_is_read_as_dvc_reads_it(tmp_path, case):
+    (tmp_path / "b").mkdir()
+    params = {f"{f}/params.yaml": "{p: 1, q: {r: 2}}" for f in (".", "w", "sub", "x")}
+    write(tmp_path, {**params, "f.json": '{"x": 1}', "g.toml": "x = 1"})
+    data_csv = "outs: [{md5: c4ca4238a0b923820dcc509a6f75849b, path: data.csv}]"
+    write(tmp_path, {"data.csv": "1", "data.csv.dvc": data_csv})
+    under_dvc(tmp_path)
+    dvc_yaml = f"vars: [{{v: x}}]\nstages: {{s: {{{case.text}}}}}"
+    (tmp_path / case.folder / "dvc.yaml").write_text(dvc_yaml, "utf-8")
+    ours = declaration(case.stage, tmp_path / case.folder)
+    assert ours is not None
+
+    def absolute(names: str) -> set[str]:
+        return {str(tmp_path / name) for name in names.split()}
+
+    assert ours.root == str(tmp_path)
+    assert ours.deps == absolute(case.deps)
+    assert ours.outs == absolute(case.outs)
+    assert ours.params == {tuple(pair.split(":")) for pair in absolute(case.params)}
+
+    stages = Repo(str(tmp_path)).index.stages
+    (theirs,) = (s for s in stages if getattr(s, "name", None) == ours.stage)
+    of_params = [dep for dep in theirs.deps if isinstance(dep, ParamsDependency)]
+    assert ours.deps == {dep.fs_path for dep in theirs.deps if dep not in of_params}
+    assert ours.outs == {out.fs_path for out in theirs.outs}
+    pairs = {(dep.fs_path, key) for dep in of_params for key in dep.params or ["*"]}
+    assert ours.params == pairs
+
+
+IGNORED = {
+    ".dvcignore": "# a comment\n*.log\n!keep.log\n/data/folder/c\nname\nfolder/\n",
+    "data/folder/sub/.dvcignore": "*.png\n!b.log\n",
+}
+NAMES = [
+    *("a.log", "keep.log", "c", "c/x", "name", "names", "name/x", "folder/x", "folder"),
+    *("x/x", "sub/a.log", "sub/b.log", "sub/c.png", "d.png", "sub/folder/x"),
+    "sub/name",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("patterns", [IGNORED, {".dvcignore": "name\nfolder/\nc.png"}])
+def test_what_is_ignored_is_what_dvc_ignores(tmp_path, name, patterns):
+    write(tmp_path, {".dvc/config": "[core]\nno_scm = true\n", **patterns})
+    dep, path = tmp_path / "data/folder", tmp_path / "data/folder" / name
+    write(dep, {"sub/x": "", name: ""})
+    root = str(tmp_path)
+    declared = Declaration("s", root, root, frozenset({str(dep)}), *[frozenset()] * 2)
+    theirs = Repo(root).dvcignore.is_ignored_file(str(path))
+    assert (str(path) in Policy(declared, "/scratch").ignored) == theirs
+
+
+PLAIN = """# a comment
+prepare:   # another
+  split: 0.20
+  octal: 0100
+  word: no
+  date: 2001-01-01
+  text: |
+    two
+    lines
+base: &base {lr: 1e-3, layers: [1, 2, 3]}
+model:
+  <<: *base
+  lr: 3.0e-4
+  größe: 1_000
+empty:
+"""
+PYTHON = """
+import os
+TRAIN_SIZE: float = 0.2
+FOLDER = os.path.join("a", "b")
+WHERE = (1, -2)
+
+class Model:
+    FILTERS = {"a": [32]}
+
+    def __init__(self):
+        self.layers = 5
+"""
+FILES = {
+    "p.yaml": PLAIN,
+    "q.yaml": PLAIN.replace("\n", "\r\n"),
+    "of_1.1.yaml": "%YAML 1.1\n---\na: no\n",
+    "empty.yaml": "",
+    "p.json": '{"a": {"b": 1e2}}',
+    "p.toml": '[a]\nb = 1\nc = [1.5, "x"]\n',
+    "p.TOML": "a = 1",
+    "p.py": PYTHON,
+    "p": "a: 1",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_parameter_files_are_read_as_dvc_reads_them(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(FILES[name], "utf-8", newline="")
+    theirs = load_path(str(path), localfs)
+    assert repr(read_params("", str(path))) == repr(theirs)
+    if text := FILES[name].strip():
+        path.write_text(f"{text}\n]", "utf-8")
+        for read in (load_path, lambda file, _: read_params("", file)):
+            with pytest.raises(Exception):  # noqa: B017, PT011: of the file's parser
+                read(str(path), localfs)
+
+
+NESTED = {"a": {"b": 1, "c": {"d": [2, {"e": 3}]}}, "f": None}
+
+
+@pytest.mark.parametrize("key", ["a", "a.b", "a.c", "a.c.d", "a.c.d.1.e", "f"])
+def test_a_dotted_key_is_what_dvc_records_for_it(tmp_path, key):
+    (tmp_path / "p.json").write_text(json.dumps(NESTED), "utf-8")
+    path = str(tmp_path / "p.json")
+    recorded = read_param_file(localfs, path, [key], flatten=True)
+    for declared in ({key}, {"*"}, {key.partition(".")[0]}):
+        assert params.select(NESTED, declared, key, LookupError) == recorded[key]
+
+
+def select(keys: set[str], key: str) -> Any:
+    return params.select(NESTED, keys, key, LookupError)
+
+
+def test_only_what_is_declared_is_shown():
+    keys = {"a.b", "a.c.d"}
+    found = select(keys, "a")
+    plain = {"b": 1, "c": {"d": [2, {"e": 3}]}}
+    assert found == plain == {**found} == dict(found)
+    assert (len(found), list(found)) == (2, ["b", "c"])
+    assert json.loads(json.dumps(found)) == plain
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert copied == plain
+        assert "x" not in copied["c"]
+    assert "b" in found
+    assert found.get("b") == 1
+    assert select(keys, "") == {"a": plain}
+    assert select({"a.c.d", "a.c.d.0"}, "a.c") == {"d": [2, {"e": 3}]}
+
+
+LOOKUPS = {
+    "a": lambda found: found["x"],
+    "get": lambda found: found.get("x"),
+    "a default": lambda found: found.get("x", 0),
+    "in": lambda found: "x" in found,
+    "pop": lambda found: found.pop("x", 0),
+    "setdefault": lambda found: found.setdefault("x", 0),
+}
+
+
+@pytest.mark.parametrize("look_up", LOOKUPS.values(), ids=LOOKUPS)
+def test_a_key_that_is_not_declared_is_refused_by_its_whole_name(look_up):
+    found = select({"a.b", "a.c.d"}, "")
+    with pytest.raises(LookupError, match=r"^a\.x$"):
+        look_up(found["a"])
+    with pytest.raises(LookupError, match=r"^a\.c\.x$"):
+        look_up(found["a"]["c"])
+
+
+def test_what_is_read_may_be_changed():
+    select({"a"}, "a")["c"]["d"].append(4)
+    assert select({"a.c.d"}, "a")["c"]["d"] == [2, {"e": 3}]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"), [({"a.z"}, "a.z"), ({"a.z"}, "a"), ({"*"}, "a.z"), ({"a"}, "a.z")]
+)
+def test_a_key_that_the_file_lacks_is_a_key_error(keys, key):
+    with pytest.raises(KeyError, match=r"a\.z"):
+        select(keys, key)

@@ -1,0 +1,409 @@
+"""Pipelines of other people, with hermetic copied into them and called first."""
+
+import json
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from hermetic.tests.conftest import (
+    edit,
+    is_quiet,
+    needs_landlock,
+    run,
+    succeed,
+    under_dvc,
+    violates,
+)
+
+ENFORCE = "import hermetic; hermetic.enforce()\n"
+
+
+def script(body: str) -> str:
+    """Return a stage that calls hermetic first."""
+    return ENFORCE + textwrap.dedent(body)
+
+
+def by_hand(
+    folder: Path, *arguments: str, stage: str = "s", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script as DVC does, but faster."""
+    command = ["python", "-W", "ignore", *arguments]
+    return run(folder, *command, DVC_STAGE=stage, **variables)
+
+
+EXAMPLE = {
+    "data/data.xml": "<row>1</row>\n<row>2</row>\n",
+    "params.yaml": "{prepare: {split: 0.5, seed: 2, unused: 1}, train: {n_est: 3}}",
+    "dvc.yaml": """
+        stages:
+          prepare:
+            cmd: python src/prepare.py data/data.xml
+            deps: [data/data.xml, src/hermetic, src/prepare.py]
+            params: [prepare.seed, prepare.split]
+            outs: [data/prepared]
+          train:
+            cmd: python src/train.py data/prepared model.pkl
+            deps: [data/prepared, src/hermetic, src/train.py]
+            params: [train]
+            outs: [model.pkl]
+          evaluate:
+            cmd: python src/evaluate.py model.pkl data/prepared
+            deps: [data/prepared, model.pkl, src/hermetic, src/evaluate.py]
+            metrics: [eval/metrics.json: {cache: false}]
+            plots: [eval/roc.csv: {cache: false}]
+        """,
+    "src/prepare.py": script("""
+        import os, sys
+        params = hermetic.read_params("prepare")
+        assert params == {"split": params["split"], "seed": params["seed"]}
+        os.makedirs("data/prepared", exist_ok=True)
+        text = open(sys.argv[1]).read()
+        for name in ("train", "test"):
+            with open(f"data/prepared/{name}.tsv", "w") as file:
+                file.write(text)
+        """),
+    "src/train.py": script("""
+        import os, sys
+        import joblib
+        import numpy as np
+        n_est = hermetic.read_params("train")["n_est"]
+        files = [os.path.join(sys.argv[1], name) for name in os.listdir(sys.argv[1])]
+        sizes = np.array([len(open(file).read().split()) for file in sorted(files)])
+        joblib.dump(sizes * n_est, sys.argv[2])
+        """),
+    "src/evaluate.py": script("""
+        import json, os, sys
+        import joblib
+        assert len(os.listdir(sys.argv[2])) == 2
+        os.makedirs("eval", exist_ok=True)
+        with open("eval/metrics.json", "w") as file:
+            json.dump({"sum": int(joblib.load(sys.argv[1]).sum())}, file)
+        with open("eval/roc.csv", "w") as file:
+            file.write("x,y\\n0,1\\n")
+        """),
+}
+
+
+def test_a_pipeline_like_dvcs_example_runs_and_reruns_what_has_changed(make):
+    folder = make(EXAMPLE)
+    under_dvc(folder)
+    assert succeed(folder, "dvc", "repro").count("Running stage") == 3
+    assert json.loads((folder / "eval/metrics.json").read_text()) == {"sum": 12}
+    edit(folder / "params.yaml", "unused: 1", "unused: 2")
+    edit(folder / "params.yaml", "n_est: 3", "n_est: 1")
+    ran = re.findall("Running stage '(.*)'", succeed(folder, "dvc", "repro"))
+    assert ran == ["train", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "line", "without", "named"),
+    [
+        ("prepare", "prepare.seed, ", "", "prepare.seed"),
+        ("prepare", "deps: [data/data.xml, ", "deps: [", "data/data.xml"),
+        ("prepare", "src/hermetic, src/prepare", "src/prepare", "src/hermetic"),
+        ("prepare", "outs: [data/prepared]", "", "data/prepared"),
+        ("train", "deps: [data/prepared, ", "deps: [", "data/prepared"),
+    ],
+)
+def test_what_was_forgotten_is_named_with_the_line_to_add(
+    make, stage, line, without, named
+):
+    folder = make({**EXAMPLE, "data/prepared/train.tsv": "1"})
+    command = re.search(rf"python (src/{stage}.*)", EXAMPLE["dvc.yaml"])
+    before, _, after = (folder / "dvc.yaml").read_text().partition(f"{stage}:")
+    after = after.replace(line, without, 1)
+    (folder / "dvc.yaml").write_text(f"{before}{stage}:{after}")
+    done = by_hand(folder, *command[1].split(), stage=stage)
+    assert violates(done, f'add "- {named}', stage=stage)
+
+
+def test_a_command_shows_which_line_used_what_and_what_is_superfluous(make):
+    folder = make(EXAMPLE)
+    under_dvc(folder)
+    edits = {
+        "deps: [data/prepared, src/h": "deps: [src, data/prepared, src/h",
+        "params: [train]": "params: [train, prepare]",
+    }
+    for old, new in edits.items():
+        edit(folder / "dvc.yaml", old, new)
+    done = run(folder, "python", "-m", "hermetic", PYTHONPATH="src")
+    table = done.stdout.split("\ntrain\n")[1]
+    assert dict(re.findall(r"^  (\S.*?)  +(.+)$", table, re.M)) == {
+        "data/prepared": "src/train.py:7",
+        "params.yaml: prepare": "not used by Python",
+        "params.yaml: train": "src/train.py:6",
+        "src": "src/train.py:1",
+        "src/hermetic": "declared twice: it is in src",
+        "src/train.py": "declared twice: it is in src",
+    }
+    assert done.returncode == 1
+    for old, new in edits.items():
+        edit(folder / "dvc.yaml", new, old)
+    done = run(folder, "python", "-m", "hermetic", "evaluate", PYTHONPATH="src")
+    assert "\nevaluate\n" in done.stdout
+    assert is_quiet(done)
+
+
+class Kind(NamedTuple):
+    """A stage whose script writes the file that its argument names."""
+
+    entry: str
+    files: dict[str, str] = {}  # noqa: RUF012
+    result: str = "result"
+    pipeline: str = "dvc.yaml"
+    runs: int = 1
+
+
+WRITE = ENFORCE + "import sys; open(sys.argv[1], 'w').write('done')\n"
+READ_ALL = (
+    ENFORCE
+    + """
+assert hermetic.read_params('a.b', 'p.json') == 1
+assert hermetic.read_params('a.b', 'p.toml') == 2
+assert hermetic.read_params('A.b', 'p.py') == 3
+open('result', 'w').write('done')
+"""
+)
+KINDS = {
+    "a module": Kind(
+        "cmd: python -m src.w result, deps: [src], outs: [result]",
+        {"src/w.py": WRITE.replace("import", "from src import", 1)},
+    ),
+    "a list of commands": Kind(
+        "cmd: [python src/w.py a, python src/w.py result], deps: [src], outs: [a, result]"
+    ),
+    "a wdir": Kind(
+        "cmd: python ../src/w.py b, wdir: part, deps: [in, ../src], params: [p.q], "
+        "outs: [b]",
+        {
+            "part/in": "done",
+            "part/params.yaml": "p: {q: b}",
+            "src/w.py": ENFORCE
+            + "open(hermetic.read_params('p.q'), 'w').write(open('in').read())\n",
+        },
+        result="part/b",
+    ),
+    "foreach": Kind(
+        "foreach: [1, 2], do: {cmd: 'python src/w.py b${item}', deps: [src], "
+        "outs: ['b${item}']}",
+        result="b2",
+        runs=2,
+    ),
+    "a matrix": Kind(
+        "matrix: {n: [1, 2]}, cmd: 'python src/w.py b${item.n}', deps: [src], "
+        "outs: ['b${item.n}']",
+        result="b2",
+        runs=2,
+    ),
+    "a template": Kind(
+        "cmd: 'python src/w.py ${name}', deps: [src], outs: ['${name}']",
+        {"params.yaml": "name: result"},
+    ),
+    "a subfolder": Kind(
+        "cmd: python ../src/w.py result, deps: [../src], outs: [result]",
+        result="sub/result",
+        pipeline="sub/dvc.yaml",
+    ),
+    "an out that is a folder": Kind(
+        "cmd: python src/w.py out/a/b, deps: [src], outs: [out]",
+        {"src/w.py": WRITE.replace("open", "import os; os.makedirs('out/a'); open")},
+        result="out/a/b",
+    ),
+    "parameters in JSON, TOML and Python": Kind(
+        "cmd: python src/w.py, deps: [src], outs: [result], "
+        "params: [p.json: [a.b], p.toml: [a.b], p.py: [A.b]]",
+        {
+            "p.json": '{"a": {"b": 1}}',
+            "p.toml": "[a]\nb = 2\n",
+            "p.py": "class A:\n    b = 3\n",
+            "src/w.py": READ_ALL,
+        },
+    ),
+    "a whole parameter file": Kind(
+        "cmd: python src/w.py, deps: [src], params: [params.yaml: ], outs: [result]",
+        {
+            "params.yaml": "a: done",
+            "src/w.py": ENFORCE
+            + "open('result', 'w').write(open('params.yaml').read()[3:])\n",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_of_stage_is_checked_under_dvc(make, kind):
+    dvc_yaml = {kind.pipeline: f"stages: {{s: {{{kind.entry}}}}}"}
+    folder = make({"src/w.py": WRITE, **kind.files, **dvc_yaml})
+    under_dvc(folder)
+    printed = succeed(folder, "dvc", "repro", kind.pipeline)
+    assert printed.count("Running stage") == kind.runs
+    assert (folder / kind.result).read_text() == "done"
+    with (folder / "src/w.py").open("a") as file:
+        file.write(f"open('{folder}/.gitignore')\n")
+    done = run(folder, "dvc", "repro", kind.pipeline)
+    assert ".gitignore, which dvc.yaml does not declare: add" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lookup", "named"),
+    [
+        ("hermetic.read_params('a')['x']", "a.x"),
+        ("hermetic.read_params('a').get('x')", "a.x"),
+        ("'x' in hermetic.read_params('a')", "a.x"),
+        ("hermetic.read_params('a')['c']['e']", "a.c.e"),
+        ("hermetic.read_params()['z']", "z"),
+        ("hermetic.read_params('a.x')", "a.x"),
+        ("hermetic.read_params('z')", "z"),
+    ],
+)
+def test_another_parameter_is_refused_by_its_name(make, lookup, named):
+    good = "assert hermetic.read_params() == {'a': {'b': 1, 'c': {'d': 2}}}\n"
+    files = {
+        "params.yaml": "{a: {b: 1, c: {d: 2, e: 3}, x: 4}, z: 5}",
+        "src/w.py": ENFORCE + good + lookup,
+        "dvc.yaml": "stages: {s: {cmd: c, deps: [src], params: [a.b, a.c.d]}}",
+    }
+    told = f'reads {named}, which dvc.yaml does not declare: add "- {named}" to'
+    assert violates(by_hand(make(files), "src/w.py"), told, stage="s")
+
+
+# Libraries that do more than a stage declares: README.md lists what to allow.
+
+FUNCTIONS = """
+import contextlib, multiprocessing
+
+def read(name):
+    return open(name).read()
+
+def read_and_hide(name):
+    with contextlib.suppress(OSError):
+        return open(name).read()
+
+def write(text):
+    open('out/result', 'w').write(text)
+"""
+
+
+def one_stage(body: str, *allow: str, out: str = "out/result") -> dict[str, str]:
+    """Return a pipeline of one stage, whose main module may be imported again."""
+    main = textwrap.indent(textwrap.dedent(body), "    ")
+    enforce = f"import hermetic; hermetic.enforce(allow={[*allow]})\n"
+    return {
+        "in": "done",
+        "other": "secret",
+        "src/w.py": f"{enforce}{FUNCTIONS}\nif __name__ == '__main__':\n{main}",
+        "dvc.yaml": "stages: {s: {cmd: python src/w.py, deps: [src, in], "
+        f"outs: [{out}]}}}}",
+    }
+
+
+POOL = """
+    with multiprocessing.get_context({method!r}).Pool(1) as pool:
+        write(pool.apply({function}, [{name!r}]) or '')
+    """
+SHORT = {"TMPDIR": "/tmp"}  # the path of a socket has at most 107 bytes
+
+
+@needs_landlock
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [("read", "in"), ("read", "other"), ("read_and_hide", "other")],
+)
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_multiprocessing_are_checked(make, method, function, name):
+    body = POOL.format(method=method, function=function, name=name)
+    folder = make(one_stage(body))
+    done = by_hand(folder, "src/w.py", **SHORT)
+    if name == "in":
+        assert is_quiet(done)
+        assert (folder / "out/result").read_text() == "done"
+    else:
+        assert violates(done, "reads other, which dvc.yaml does not", stage="s")
+
+
+SUM = """
+    import joblib, numpy as np
+    rows = np.ones((4, 300_000))
+    sums = joblib.Parallel(n_jobs=2{how})(joblib.delayed(np.sum)(row) for row in rows)
+    assert sums == [300_000] * 4
+    write('done')
+    """
+
+
+@needs_landlock
+@pytest.mark.parametrize("how", ["", ", prefer='threads'", ", max_nbytes='1M'"])
+def test_joblib_works(make, how):
+    folder = make(one_stage(SUM.format(how=how)))
+    assert is_quiet(by_hand(folder, "src/w.py", **SHORT))
+    assert (folder / "out/result").read_text() == "done"
+
+
+@needs_landlock
+def test_workers_of_joblib_are_checked(make):
+    body = """
+    import joblib
+    joblib.Parallel(2)(joblib.delayed(read)(name) for name in ['in', 'other'])
+    """
+    done = by_hand(make(one_stage(body)), "src/w.py", **SHORT)
+    assert violates(done, "other, which dvc.yaml does not declare: add", stage="s")
+
+
+def test_a_cache_in_the_home_may_be_allowed(make):
+    body = """
+    import os
+    name = os.path.expanduser('~/.cache/huggingface/hub/model')
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    open(name, 'a').write('done')
+    write(open(name).read())
+    """
+    folder = make(one_stage(body, "~/.cache/huggingface/"))
+    for text in ("done", "donedone"):
+        assert is_quiet(by_hand(folder, "src/w.py"))
+        assert (folder / "out/result").read_text() == text
+    edit(folder / "src/w.py", "['~/.cache/huggingface/']", "[]")
+    assert violates(by_hand(folder, "src/w.py"), ".cache/huggingface", stage="s")
+
+
+@needs_landlock
+def test_git_works_if_its_files_are_allowed(make):
+    body = """
+    import subprocess
+    command = ['git', 'rev-parse', 'HEAD']
+    write(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """
+    folder = make(one_stage(body, ".git", "~/.gitconfig"))
+    under_dvc(folder)
+    assert is_quiet(by_hand(folder, "src/w.py"))
+    head = succeed(folder, "git", "rev-parse", "HEAD")
+    assert (folder / "out/result").read_text() == head
+    edit(folder / "src/w.py", "'.git', ", "")
+    told = "and the programs it starts can use only what dvc.yaml"
+    assert violates(by_hand(folder, "src/w.py"), told, stage="s")
+
+
+DVCLIVE = [
+    *(".", ".dvc", ".dvcignore", ".git", ".gitignore", "dvc.lock", "dvc.yaml"),
+    *("~/.config/dvc", "~/.config/git", "~/.gitconfig", "~/dvc/"),
+]
+"""The last one is the folder DVC_SITE_CACHE_DIR of the tests."""
+
+
+@needs_landlock
+def test_dvclive_works(make):
+    pytest.importorskip("dvclive")
+    body = """
+    from dvclive import Live
+    with Live() as live:
+        for step in range(2):
+            live.log_metric('loss', step)
+            live.next_step()
+    """
+    folder = make(one_stage(body, *DVCLIVE, out="dvclive/"))
+    under_dvc(folder)
+    for _ in range(2):
+        succeed(folder, "dvc", "repro", "--force")
+        assert json.loads((folder / "dvclive/metrics.json").read_text())["loss"] == 1
