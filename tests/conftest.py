@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from hermetic import landlock
 from stages.plumbing import workers
 
 ROOT = Path(__file__).parents[1]
@@ -22,13 +21,6 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 AUTHOR = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-
-
-def pytest_report_header() -> str:
-    """Say which protection is tested."""
-    version = landlock.version()
-    held = f"and Landlock, version {version}" if version else "alone, without Landlock"
-    return f"guard: an audit hook {held}"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,14 +3,15 @@
 import copy
 import json
 import pickle
-import shutil
 from typing import Any, NamedTuple
 
 import pytest
 from dvc.dependency.param import ParamsDependency, read_param_file
+from dvc.exceptions import DvcException
 from dvc.fs import localfs
 from dvc.repo import Repo
 from dvc.utils.serialize import load_path
+from ruamel.yaml import YAMLError
 
 from hermetic import params, read_params
 from hermetic.declaration import Declaration, declaration
@@ -82,8 +83,10 @@ DECLARATIONS = {
 @pytest.mark.parametrize("case", DECLARATIONS.values(), ids=DECLARATIONS)
 def test_a_declaration_is_read_as_dvc_reads_it(tmp_path, case):
     (tmp_path / "b").mkdir()
-    params = {f"{f}/params.yaml": "{p: 1, q: {r: 2}}" for f in (".", "w", "sub", "x")}
-    write(tmp_path, {**params, "f.json": '{"x": 1}', "g.toml": "x = 1"})
+    of_params = {
+        f"{f}/params.yaml": "{p: 1, q: {r: 2}}" for f in (".", "w", "sub", "x")
+    }
+    write(tmp_path, {**of_params, "f.json": '{"x": 1}', "g.toml": "x = 1"})
     data_csv = "outs: [{md5: c4ca4238a0b923820dcc509a6f75849b, path: data.csv}]"
     write(tmp_path, {"data.csv": "1", "data.csv.dvc": data_csv})
     under_dvc(tmp_path)
@@ -182,7 +185,7 @@ def test_parameter_files_are_read_as_dvc_reads_them(tmp_path, name):
     if text := FILES[name].strip():
         path.write_text(f"{text}\n]", "utf-8")
         for read in (load_path, lambda file, _: read_params("", file)):
-            with pytest.raises(Exception):  # noqa: B017, PT011: of the file's parser
+            with pytest.raises((ValueError, SyntaxError, DvcException, YAMLError)):
                 read(str(path), localfs)
 
 

@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -332,7 +333,7 @@ for deed, name in eval(sys.argv[1]):
 """
 
 
-def some(items: list[str], **size: int) -> st.SearchStrategy[list[str]]:
+def some(items: list[str], **size: Any) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(items), unique=True, **size)
 
 

@@ -174,7 +174,8 @@ KINDS = {
         {"src/w.py": WRITE.replace("import", "from src import", 1)},
     ),
     "a list of commands": Kind(
-        "cmd: [python src/w.py a, python src/w.py result], deps: [src], outs: [a, result]"
+        "cmd: [python src/w.py a, python src/w.py b], deps: [src], outs: [a, b]",
+        result="b",
     ),
     "a wdir": Kind(
         "cmd: python ../src/w.py b, wdir: part, deps: [in, ../src], params: [p.q], "

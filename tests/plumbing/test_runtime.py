@@ -27,7 +27,7 @@ def test_an_unknown_stage_ends_in_one_line(sources, name):
 
 
 def test_a_misspelt_cmd_ends_in_one_line(sources):
-    """DVC says which stage it runs, so the guard lets the process start."""
+    """DVC names the stage that it runs, and that one is in dvc.yaml."""
     done = run(sources, "python", "-m", "stages", "trian", DVC_STAGE="train")
     line = "trian: there is no stages/trian.py: correct its cmd in dvc.yaml\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
@@ -69,3 +69,43 @@ def test_a_signal_while_a_stage_is_imported_ends_in_one_line(tree, number, word)
     line = f"train: {word}, nothing was written\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "imported\n", line)
     assert contents(tree, *OUTPUTS) == before
+
+
+VIOLATIONS = {
+    "raised": "open('README.md')",
+    "raised on import": "open('README.md')",
+    "hidden": "with contextlib.suppress(OSError): open('README.md')",
+    "hidden by an error of a library": """
+    try: open('README.md')
+    except OSError: raise ValueError
+""",
+    "before the process gives up": """
+    with contextlib.suppress(OSError): open('README.md')
+    runtime.give_up(ValueError())
+""",
+}
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_a_violation_ends_in_one_line_and_leaves_no_temporary_files(tree, name):
+    """Whatever the stage makes of it."""
+    text = "import contextlib\nfrom stages.plumbing import runtime\n"
+    main = "" if name == "raised on import" else "def main():\n    "
+    (tree / "stages/baseline.py").write_text(text + main + VIOLATIONS[name], "utf-8")
+    done = run(tree, "python", "-m", "stages", "baseline")
+    reads = "baseline: stage baseline reads README.md, which dvc.yaml does not declare"
+    assert done.stderr == f'{reads}: add "- README.md" to its deps\n'
+    assert (done.returncode, done.stdout) == (1, "")
+    assert not [*tree.parent.glob("hermetic-*")]
+
+
+def test_a_signal_is_reported_rather_than_a_violation(tree):
+    text = """
+import contextlib, os, signal
+def main():
+    with contextlib.suppress(OSError): open("README.md")
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    (tree / "stages/baseline.py").write_text(text, "utf-8")
+    done = run(tree, "python", "-m", "stages", "baseline")
+    assert done.stderr == "baseline: terminated, nothing was written\n"
