@@ -15,23 +15,6 @@ from collections import defaultdict
 
 from .hook import RECORD
 
-UNUSED = "not used by Python"
-
-
-def remarks(lines: dict[str, str]) -> dict[str, str]:
-    """Return what to print for each thing declared, given the line that used it."""
-    return {
-        declared: next(
-            (
-                f"declared twice: it is in {other}"
-                for other in lines
-                if declared.startswith(f"{other}/")
-            ),
-            line or UNUSED,
-        )
-        for declared, line in lines.items()
-    }
-
 
 def main() -> int:
     """Return the exit status of DVC, or else 1 if a dep or param is superfluous."""
@@ -46,9 +29,11 @@ def main() -> int:
     for stage, lines in sorted(stages.items()):
         print(f"\n{stage}")
         width = max(map(len, lines))
-        for declared, remark in sorted(remarks(lines).items()):
-            print(f"  {declared:{width}}  {remark}")
-            superfluous |= remark == UNUSED or remark.startswith("declared twice")
+        for declared, line in sorted(lines.items()):
+            above = next((o for o in lines if declared.startswith(f"{o}/")), None)
+            remark = f"declared twice: it is in {above}" if above else line
+            print(f"  {declared:{width}}  {remark or 'not used by Python'}")
+            superfluous |= bool(above) or not line
     return done.returncode or int(superfluous)
 
 

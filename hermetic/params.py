@@ -84,7 +84,7 @@ def select(
     """
     if any(_is_below(key, declared) for declared in keys):
         return deepcopy(find(values, key))
-    below = [declared for declared in keys if _is_below(declared, key)]
+    below = sorted(declared for declared in keys if _is_below(declared, key))
     if not below:
         raise refuse(key)
     found = Params(key, refuse)

@@ -12,7 +12,8 @@ from tests.conftest import ROOT, STAGES, contents, edit, run, succeed
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text("utf-8")
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    for pattern in ("*.md", "docs/*.md", "hermetic/*.md")
+    for path in ROOT.glob(pattern)
 }
 
 

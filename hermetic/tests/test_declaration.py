@@ -83,10 +83,9 @@ DECLARATIONS = {
 @pytest.mark.parametrize("case", DECLARATIONS.values(), ids=DECLARATIONS)
 def test_a_declaration_is_read_as_dvc_reads_it(tmp_path, case):
     (tmp_path / "b").mkdir()
-    of_params = {
-        f"{f}/params.yaml": "{p: 1, q: {r: 2}}" for f in (".", "w", "sub", "x")
-    }
-    write(tmp_path, {**of_params, "f.json": '{"x": 1}', "g.toml": "x = 1"})
+    folders = (".", "w", "sub", "x")
+    files = {f"{folder}/params.yaml": "{p: 1, q: {r: 2}}" for folder in folders}
+    write(tmp_path, {**files, "f.json": '{"x": 1}', "g.toml": "x = 1"})
     data_csv = "outs: [{md5: c4ca4238a0b923820dcc509a6f75849b, path: data.csv}]"
     write(tmp_path, {"data.csv": "1", "data.csv.dvc": data_csv})
     under_dvc(tmp_path)

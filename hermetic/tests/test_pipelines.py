@@ -113,11 +113,11 @@ def test_what_was_forgotten_is_named_with_the_line_to_add(
     make, stage, line, without, named
 ):
     folder = make({**EXAMPLE, "data/prepared/train.tsv": "1"})
-    command = re.search(rf"python (src/{stage}.*)", EXAMPLE["dvc.yaml"])
+    (command,) = re.findall(rf"python (src/{stage}.*)", EXAMPLE["dvc.yaml"])
     before, _, after = (folder / "dvc.yaml").read_text().partition(f"{stage}:")
     after = after.replace(line, without, 1)
     (folder / "dvc.yaml").write_text(f"{before}{stage}:{after}")
-    done = by_hand(folder, *command[1].split(), stage=stage)
+    done = by_hand(folder, *command.split(), stage=stage)
     assert violates(done, f'add "- {named}', stage=stage)
 
 
@@ -194,12 +194,6 @@ KINDS = {
         result="b2",
         runs=2,
     ),
-    "a matrix": Kind(
-        "matrix: {n: [1, 2]}, cmd: 'python src/w.py b${item.n}', deps: [src], "
-        "outs: ['b${item.n}']",
-        result="b2",
-        runs=2,
-    ),
     "a template": Kind(
         "cmd: 'python src/w.py ${name}', deps: [src], outs: ['${name}']",
         {"params.yaml": "name: result"},
@@ -253,11 +247,8 @@ def test_every_kind_of_stage_is_checked_under_dvc(make, kind):
     ("lookup", "named"),
     [
         ("hermetic.read_params('a')['x']", "a.x"),
-        ("hermetic.read_params('a').get('x')", "a.x"),
-        ("'x' in hermetic.read_params('a')", "a.x"),
         ("hermetic.read_params('a')['c']['e']", "a.c.e"),
         ("hermetic.read_params()['z']", "z"),
-        ("hermetic.read_params('a.x')", "a.x"),
         ("hermetic.read_params('z')", "z"),
     ],
 )
