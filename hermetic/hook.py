@@ -155,7 +155,7 @@ class AuditHook:
             if dep != path and path in policy.ignored:
                 raise self._remember(
                     f"reads {policy.relative(path)}, which .dvcignore hides from DVC",
-                    "correct .dvcignore, or do without",
+                    "correct .dvcignore, or stop reading it",
                 )
             for dep in declared.deps:
                 if covering(path, [dep]):
@@ -286,7 +286,8 @@ class AuditHook:
         if not self.violation:
             self._violation = str(error)
             with self.paused(), suppress(OSError):
-                Path(self._violation_file).write_text(self._violation, "utf-8")
+                text = self._violation.encode("utf-8", "replace")
+                Path(self._violation_file).write_bytes(text)
         return error
 
     def _error(self, access: str, remedy: str) -> UndeclaredAccess:

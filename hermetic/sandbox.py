@@ -130,7 +130,7 @@ class Sandbox:
         return UndeclaredAccess(
             f"stage {self._declared.stage} writes {first}{more}, which dvc.yaml does "
             f'not declare: add "- {first}" to its outs, or run it again if '
-            "somebody else changed that meanwhile"
+            "another process changed it"
         )
 
     def explain(self, error: BaseException) -> UndeclaredAccess | None:
@@ -162,9 +162,9 @@ class Sandbox:
             if not os.access(existing, os.W_OK) or self._has_only_outs(folder):
                 return None
             return (
-                f"may write {name}, but not read it again, since its folder holds "
-                "other files: give its outs a folder of their own, or write a slash "
-                "after an out that is a folder"
+                f"can write {name} but not read it back, because its folder holds "
+                "other files: put its outs in a folder of their own, or end an out "
+                "that is a folder with a slash"
             )
         usable = [*declared.deps, *policy.allowed, *policy.prefixes, policy.scratch]
         if covering(path, usable) or covering(path, SYSTEM):

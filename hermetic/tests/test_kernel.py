@@ -181,7 +181,7 @@ def test_a_folder_of_outs_and_others_is_for_writing_only(project):
     assert is_quiet(start(project))
     (project / "out/result").unlink()  # as DVC does before it runs a stage
     probe(project, 'open("out/result", "w+")')
-    assert violates(start(project), "may write out/result, but not read it again")
+    assert violates(start(project), "can write out/result but not read it back")
     (project / "out/result").unlink()
     edit(project / "dvc.yaml", "out/result", "out/result/")
     again = 'open("out/result/a", "w+"); open("out/result/a").read(); raise SystemExit'
