@@ -28,7 +28,7 @@ from stages.page import pictures
 from stages.page.render import MAX_PIXELS
 from stages.plumbing import artifacts
 from stages.plumbing.errors import UserError
-from stages.plumbing.tensors import Split, format_decoding
+from stages.plumbing.tensors import Split, digest_image, format_decoding
 from tests.conftest import ROOT
 from tests.page.builder import PLAIN, build_results, random_params
 
@@ -75,7 +75,7 @@ def test_a_row_for_each_validation_image_names_its_classes():
         [0, digest, "drei", "sieben", "0.75", "1e-09"],
         [1, digest, "sieben", "sieben", "0.333333", "0.333333"],
     ]
-    assert tensors.digest_image(images[0].T) != digest
+    assert digest_image(images[0].T) != digest
 
 
 @pytest.mark.parametrize(
