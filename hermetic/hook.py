@@ -73,7 +73,7 @@ class AuditHook:
         self.is_paused = False
         self._import_folders = {self.declared.base, *policy.module_folders}
         self._used: set[tuple[str, str]] = set()
-        # A file, for the processes that this one starts to share.
+        # A file, because child processes share it.
         self._violation_file = os.path.join(policy.scratch, "violation")
         self._violation = ""
         if texts is None:
@@ -100,8 +100,8 @@ class AuditHook:
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise UndeclaredAccess if the policy forbids what is about to happen."""
-        if event not in EVENTS or self.is_paused:  # ignored: tens of thousands
-            return
+        if event not in EVENTS or self.is_paused:
+            return  # soon: importing JAX raises ten thousand events
         if event == "open":
             path, _, flags = arguments
             if isinstance(path, str | bytes):

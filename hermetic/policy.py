@@ -40,19 +40,19 @@ class Ignored:
 
     def __contains__(self, path: str) -> bool:
         """Return whether DVC ignores a file, or a folder above it."""
+        deepest_first = sorted(self._patterns.items(), reverse=True)
         parts = path[len(self._root) + 1 :].split(os.sep)
         for count in range(1, len(parts) + 1):
             here = os.path.join(self._root, *parts[:count])
             here += os.sep if count < len(parts) else ""
-            for folder, patterns in sorted(self._patterns.items(), reverse=True):
-                if not here.startswith(folder + os.sep):
-                    continue
-                # The deepest .dvcignore with a matching pattern decides.
-                match = _match(patterns, here[len(folder) + 1 :])
-                if match is not None:
-                    if match:
-                        return True
-                    break
+            matches = (
+                _match(patterns, here[len(folder) + 1 :])
+                for folder, patterns in deepest_first
+                if here.startswith(folder + os.sep)
+            )
+            # The deepest .dvcignore with a matching pattern decides.
+            if next((match for match in matches if match is not None), False):
+                return True
         return False
 
 
