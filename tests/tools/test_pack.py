@@ -484,7 +484,7 @@ PAIR = {"a": 5, "b": 5}
 SPLITS = {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3}
 REFUSALS = [
     # images per folder, options, and what is said
-    (None, [], "is not a folder: give one with CLASS/… in it"),
+    (None, [], "is not a folder: give one with CLASS/…"),
     ({"a": 5}, [], "has 1 classes with images for both splits"),
     ({}, [], "has 0 classes"),
     ({str(i): 2 for i in range(257)}, [], "has 257 classes"),

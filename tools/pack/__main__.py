@@ -31,22 +31,14 @@ def parse_arguments() -> argparse.Namespace:
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--splits", nargs=2, metavar=("TRAIN", "VALID"))
     splits.add_argument("--no-splits", dest="splits", action="store_const", const=[])
-    add(
-        "--size",
-        nargs=2,
-        type=side,
-        metavar=("H", "W"),
-        help="of all images, in pixels",
-    )
+    add("--size", nargs=2, type=side, metavar=("H", "W"), help="in pixels, for all")
     add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")
     add("-o", dest="out", metavar="FILE.tar", help="the archive (default: in data/)")
     add("--dry-run", action="store_true", help="show everything, write nothing")
     arguments = parser.parse_args()
     arguments.folder = folder = os.path.expanduser(arguments.folder)
     if not os.path.isdir(folder):
-        raise UserError(
-            f"FOLDER={folder!r} is not a folder: give one with CLASS/… in it"
-        )
+        raise UserError(f"FOLDER={folder!r} is not a folder: give one with CLASS/…")
     name = plain_name(os.path.basename(os.path.realpath(folder))) or "images"
     arguments.out = out = os.path.expanduser(arguments.out or f"data/{name}.tar")
     if not out.endswith(".tar"):
