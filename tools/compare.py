@@ -64,8 +64,8 @@ def load(rev: str) -> Revision:
         if rev == WORKSPACE and (stale := ", ".join(fs.repo.status())):
             raise UserError(f"the {rev} is out of date ({stale}): run dvc repro first")
         for path in [parameters.FILE, *sorted(fs.glob("metrics/*.json")), LOCK]:
-            content = YAML(typ="safe").load(fs.read_text(path, "utf-8"))  # JSON, too
-            values[path] = dict(flatten(content))
+            parse = json.loads if path.endswith(".json") else YAML(typ="safe").load
+            values[path] = dict(flatten(parse(fs.read_text(path, "utf-8"))))
         path = artifacts.PREDICTIONS
         predictions = parse_predictions(fs.read_text(path, "utf-8", newline=""))
     except FileNotFoundError:

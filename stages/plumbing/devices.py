@@ -17,7 +17,8 @@ from stages.plumbing import runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.tensors import Split
 
-START_TIMEOUT, HEARTBEAT_TIMEOUT = 60, 10  # seconds
+START_TIMEOUT = 60  # seconds
+HEARTBEAT_TIMEOUT = 10
 BLOCK_BYTES = 2**21  # images that a device evaluates at a time
 BATCHES_BYTES = 2**22  # images that all devices get at a time to train on
 KEPT_BYTES = 2**26  # a split of no more images stays on the devices between epochs

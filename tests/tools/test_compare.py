@@ -254,7 +254,7 @@ def test_models_of_two_kinds_are_compared(recorded: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("metrics/model.json", "{", "corrupted"),
+        ("metrics/model.json", "{", "Expecting property name"),
         (PREDICTIONS, "", "unpack"),
         (PREDICTIONS, f"{HEADER}\n0,d0,3,3,0.9\n", "shorter"),
         (PREDICTIONS, f"{HEADER}\n0,d0,3,3,0.9,much\n", "much"),
