@@ -7,17 +7,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from stages.plumbing import workers
+from stages.plumbing.tensors import Tensors, load_tensors
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "preprocess", "baseline", "train", "report"]
 # The same cases on every run: a suite that passes by chance tells nothing.
-settings.register_profile("repeatable", derandomize=True)
+# No deadline: a busy machine is slow at times.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 AUTHOR = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
@@ -155,6 +158,13 @@ def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         commit(folder, "built")
 
     return once(tmp_path_factory, "built", build)
+
+
+@pytest.fixture(scope="session")
+def mnist(built: Path) -> Tensors:
+    """Load the tensors of the bundled archive."""
+    with chdir(built):
+        return load_tensors()
 
 
 def once(

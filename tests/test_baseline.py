@@ -1,6 +1,5 @@
 """The mean images, the distances to them, and the notebook's figures for them."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -8,54 +7,27 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
-from stages import baseline, preprocess
+from stages import baseline
 from stages.evaluation import metrics
-from stages.plumbing import parameters, workers
-from stages.plumbing.tensors import Split
+from stages.plumbing.tensors import Split, Tensors
 
-ARCHIVE = Path(__file__).parents[1] / "data/mnist_sample.tgz"
 RANDOM = np.random.default_rng(2)
-Mnist = tuple[Split, Split]
 
 
-@pytest.fixture(scope="module")
-def mnist() -> Mnist:
-    """Read the training and the validation split of the bundled archive."""
-    data = parameters.Data(
-        ("3", "7"),
-        parameters.Splits("train", "valid"),
-        size=None,
-        grayscale=False,
-        background=None,
-    )
-    with pytest.MonkeyPatch.context() as patch:  # JAX has threads, so do not fork
-        patch.setattr(workers, "available_processors", lambda: 1)
-        return preprocess.read_splits(str(ARCHIVE), data)
+def measure(mnist: Tensors, distance: Literal["l1", "l2"]) -> dict[str, Any]:
+    means = jnp.asarray(baseline.mean_images(mnist.train, 2))
+    images, labels = mnist.valid
+    predicted = baseline.distances(jnp.asarray(images), means, distance).argmin(1)
+    return metrics.classification_metrics(labels, np.asarray(predicted), mnist.classes)
 
 
-def measure(mnist: Mnist, distance: Literal["l1", "l2"]) -> dict[str, Any]:
-    train, valid = mnist
-    means = jnp.asarray(baseline.mean_images(train, 2))
-    distances = baseline.distances(jnp.asarray(valid.images), means, distance)
-    predicted = np.asarray(distances).argmin(1)
-    return metrics.classification_metrics(valid.labels, predicted, ["3", "7"])
-
-
-def test_mean_images_equal_the_float64_means_of_the_classes():
+@pytest.mark.parametrize("classes", [3, 256])
+def test_mean_images_equal_the_float64_means_of_the_classes(classes):
     images = RANDOM.integers(256, size=(300, 5, 4), dtype=np.uint8)
-    labels = np.append([0, 1, 2], RANDOM.integers(3, size=297)).astype(np.uint8)
-    means = baseline.mean_images(Split(images, labels), 3)
-    expected = [images[labels == k].mean(0) / 255 for k in range(3)]
+    labels = np.append(np.arange(classes), RANDOM.integers(classes, size=300 - classes))
+    means = baseline.mean_images(Split(images, labels.astype(np.uint8)), classes)
+    expected = [images[labels == k].mean(0) / 255 for k in range(classes)]
     assert means.dtype == np.float32
-    np.testing.assert_allclose(means, expected, rtol=1e-6)
-
-
-def test_256_classes_have_the_float64_means_of_their_images():
-    """300 images are padded to 512, and none of the padding is of class 0."""
-    images = RANDOM.integers(256, size=(300, 3, 2), dtype=np.uint8)
-    labels = np.append(np.arange(256), RANDOM.integers(256, size=44)).astype(np.uint8)
-    means = baseline.mean_images(Split(images, labels), 256)
-    expected = [images[labels == k].mean(0) / 255 for k in range(256)]
     np.testing.assert_allclose(means, expected, rtol=1e-6)
 
 
@@ -85,16 +57,9 @@ def test_distances_equal_scipy(distance, metric, scale):
 
 
 def test_the_archive_has_the_notebooks_counts(mnist):
-    counts = [np.bincount(split.labels).tolist() for split in mnist]
+    counts = [np.bincount(s.labels).tolist() for s in (mnist.train, mnist.valid)]
     assert counts == [[6131, 6265], [1010, 1028]]
-    assert [split.images.shape[1:] for split in mnist] == [(28, 28)] * 2
-
-
-def test_the_mean_images_of_the_archive_equal_float64(mnist):
-    images, labels = mnist[0]
-    expected = [images[labels == k].mean(0) / 255 for k in (0, 1)]
-    means = baseline.mean_images(mnist[0], 2)
-    np.testing.assert_allclose(means, expected, rtol=1e-6)
+    assert mnist.train.images.shape[1:] == mnist.valid.images.shape[1:] == (28, 28)
 
 
 def test_l1_has_the_notebooks_figures(mnist):

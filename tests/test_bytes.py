@@ -55,46 +55,53 @@ def changed_by_rebuild(
     return [path for path in before | after if before.get(path) != after.get(path)]
 
 
+ELSEWHERE = {
+    "USER": "zoe",
+    "LOGNAME": "zoe",
+    "TZ": "Pacific/Kiritimati",
+    "LC_ALL": "tr_TR.UTF-8",
+    "LANG": "C",
+    "PYTHONHASHSEED": "7",
+    "COLUMNS": "40",
+}
+VARIABLES_THAT_CHANGE_OTHER_PROGRAMS = {
+    "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2 --xla_cpu_enable_fast_math=true",
+    "JAX_ENABLE_X64": "1",
+    "JAX_PLATFORMS": "cuda",
+    "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "OPENBLAS_CORETYPE": "Prescott",
+    "OMP_NUM_THREADS": "1",
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",  # with which this locale is plain ASCII
+    "PYTHONCOERCECLOCALE": "0",
+}
+needs_taskset = pytest.mark.skipif(
+    not shutil.which("taskset"), reason="taskset is not installed"
+)
+
+
 @pytest.mark.slow
-def test_another_person_elsewhere_at_another_time_writes_the_same_bytes(
-    built, tmp_path
+@pytest.mark.parametrize(
+    ("prefix", "variables"),
+    [
+        pytest.param([], ELSEWHERE, id="elsewhere"),
+        pytest.param(
+            ONE_CORE,  # the built clone was made by two threads, where there are cores
+            VARIABLES_THAT_CHANGE_OTHER_PROGRAMS,
+            id="on one core",
+            marks=needs_taskset,
+        ),
+    ],
+)
+def test_another_person_at_another_time_writes_the_same_bytes(
+    built, tmp_path, prefix, variables
 ):
     folder = copy(built, tmp_path / "Zoë's 3 & 7")
     for path in folder.rglob("*"):
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
-    variables = {
-        "HOME": str(tmp_path),
-        "USER": "zoe",
-        "LOGNAME": "zoe",
-        "TZ": "Pacific/Kiritimati",
-        "LC_ALL": "tr_TR.UTF-8",
-        "LANG": "C",
-        "PYTHONHASHSEED": "7",
-        "COLUMNS": "40",
-    }
-    assert changed_by_rebuild(built, folder, *STAGES, **variables) == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("taskset"), reason="taskset is not installed")
-def test_one_thread_and_variables_that_change_results_elsewhere_make_the_same_bytes(
-    clone, built
-):
-    """Where this process may use two cores, the built clone was made by two threads."""
-    variables = {
-        "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2 --xla_cpu_enable_fast_math=true",
-        "JAX_ENABLE_X64": "1",
-        "JAX_PLATFORMS": "cuda",
-        "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",
-        "JAX_THREEFRY_PARTITIONABLE": "0",
-        "OPENBLAS_CORETYPE": "Prescott",
-        "OMP_NUM_THREADS": "1",
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",  # with which this locale is plain ASCII
-        "PYTHONCOERCECLOCALE": "0",
-    }
-    assert changed_by_rebuild(built, clone, *STAGES, prefix=ONE_CORE, **variables) == []
+    assert changed_by_rebuild(built, folder, *STAGES, prefix=prefix, **variables) == []
 
 
 def test_the_order_of_the_archive_changes_only_the_archive_and_its_digest(clone, built):

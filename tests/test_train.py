@@ -1,8 +1,7 @@
 """Training compared with plain float64 loops, scikit-learn and the notebook."""
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import chdir
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
+from scipy.special import expit, softmax  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
@@ -17,9 +17,9 @@ from stages import model, train
 from stages.evaluation import outputs
 from stages.model import Params, forward
 from stages.plumbing import artifacts, devices, parameters, tensors
-from stages.plumbing.errors import UserError
-from stages.plumbing.tensors import Decoding, Split, Tensors
+from stages.plumbing.tensors import Split, Tensors
 from stages.train import LOSSES
+from tests.builders import refusal
 from tests.conftest import ROOT
 
 F32 = jnp.float32
@@ -40,34 +40,26 @@ Stage = Callable[..., dict[str, Any]]
 # The losses and their gradients: float64 NumPy and scikit-learn.
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-
-
-def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.floating:
-    if logits.shape[1] > 1:
-        return -(targets * np.log(softmax(logits))).sum(1).mean()
-    p = sigmoid(logits)
-    return -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean()
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
+    if logits.shape[1] == 1:
+        return sk.log_loss(targets[:, 0], expit(logits[:, 0]), labels=[0, 1])
+    labels = range(logits.shape[1])
+    return sk.log_loss(targets.argmax(1), softmax(logits, axis=1), labels=labels)
 
 
 VALUES = {
     "squared_error": lambda logits, targets: ((logits - targets) ** 2).mean(),
-    "brier": lambda logits, targets: ((sigmoid(logits) - targets) ** 2).mean(),
-    "absolute": lambda logits, targets: np.abs(sigmoid(logits) - targets).mean(),
+    "brier": lambda logits, targets: ((expit(logits) - targets) ** 2).mean(),
+    "absolute": lambda logits, targets: np.abs(expit(logits) - targets).mean(),
     "log_loss": cross_entropy,
 }
 
 
 def slope(loss: str, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the derivative of one image's loss with respect to its logits (N, C)."""
-    p, count = sigmoid(logits), logits.shape[1]
+    p, count = expit(logits), logits.shape[1]
     if loss == "log_loss":
-        return (p if count == 1 else softmax(logits)) - targets
+        return (p if count == 1 else softmax(logits, axis=1)) - targets
     by_p = p * (1 - p) / count
     return {
         "squared_error": 2 * (logits - targets) / count,
@@ -78,7 +70,7 @@ def slope(loss: str, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_and_gradients_of_the_linear_model_equal_the_closed_form(loss, count):
+def test_losses_and_gradients_equal_scikit_learn_and_the_closed_form(loss, count):
     images = RANDOM.integers(256, size=(40, 12)) / 256
     labels = RANDOM.integers(max(count, 2), size=40)
     targets = (labels[:, None] == np.arange(count)).astype(float)
@@ -98,24 +90,6 @@ def test_losses_and_gradients_of_the_linear_model_equal_the_closed_form(loss, co
     by_hand = {"weights": images.T @ expected, "bias": expected.sum(0)}
     for name, grad in grads.items():
         np.testing.assert_allclose(grad, by_hand[name], rtol=1e-4, atol=1e-6)
-
-
-def test_log_loss_and_brier_equal_scikit_learn():
-    logits = RANDOM.normal(size=(50, 1))
-    targets = RANDOM.integers(2, size=(50, 1)).astype(float)
-    several, labels = RANDOM.normal(size=(50, 3)), np.arange(50) % 3
-    pair, all_three = (targets[:, 0], sigmoid(logits[:, 0])), (labels, softmax(several))
-    for loss, arrays, expected in [
-        ("log_loss", (logits, targets), sk.log_loss(*pair)),
-        ("brier", (logits, targets), sk.brier_score_loss(*pair)),
-        (
-            "log_loss",
-            (several, np.eye(3)[labels]),
-            sk.log_loss(*all_three),
-        ),
-    ]:
-        value = LOSSES[loss](*map(F32, arrays)).mean()
-        assert value == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -161,17 +135,9 @@ def in_float64(data: Split) -> tuple[np.ndarray, np.ndarray]:
 def gradient(weights: Any, bias: Any, data: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return the gradient of the log loss of a pair, in float64."""
     images, targets = in_float64(data)
-    p = sigmoid(images @ np.asarray(weights, float) + np.asarray(bias, float))
+    p = expit(images @ np.asarray(weights, float) + np.asarray(bias, float))
     slope = (p - targets) / len(images)
     return images.T @ slope, slope.sum(0)
-
-
-def test_the_largest_label_has_a_target():
-    """A pair has one target, 1 for the first class; labels are uint8 up to 255."""
-    pair = jax.nn.one_hot(jnp.array([0, 1, 0], jnp.uint8), 1)
-    assert pair.tolist() == [[1], [0], [1]]
-    most = jax.nn.one_hot(np.arange(256, dtype=np.uint8), 256)
-    np.testing.assert_array_equal(most, np.eye(256))
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33])
@@ -280,9 +246,8 @@ def test_history_begins_untrained_and_ends_with_the_returned_model(loss, classes
 @pytest.mark.parametrize("loss", ["squared_error", "brier"])
 def test_three_classes_are_learned(loss):
     data = problem(3, 300, noise=10)
-    _, after, history = fit(
-        data, loss=loss, epochs=100, momentum=0.9, learning_rate=0.1
-    )
+    changes = {"loss": loss, "epochs": 100, "momentum": 0.9, "learning_rate": 0.1}
+    _, after, history = fit(data, **changes)
     assert after["weights"].shape == (6, 3)
     assert history[-1, 0] < history[0, 0]
     assert history[-1, 1] > 0.95
@@ -304,9 +269,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(init_std):
 def test_long_training_converges_to_scikit_learns_logistic_regression():
     """C weighs the summed loss, l2 is relative to the mean loss: C = 1 / (l2 N)."""
     data, l2 = problem(2, 200), 0.01
-    _, after, _ = fit(
-        data, l2=l2, epochs=500, batch_size=200, momentum=0.9, learning_rate=1.0
-    )
+    changes: dict[str, Any] = {"epochs": 500, "batch_size": 200, "momentum": 0.9}
+    _, after, _ = fit(data, l2=l2, learning_rate=1.0, **changes)
     images, targets = in_float64(data)
     best = LogisticRegression(C=1 / (l2 * 200), tol=1e-10, max_iter=10_000)
     best.fit(images, targets[:, 0])
@@ -315,13 +279,6 @@ def test_long_training_converges_to_scikit_learns_logistic_regression():
 
 
 # On the bundled archive.
-
-
-@pytest.fixture(scope="module")
-def mnist(built: Path) -> Tensors:
-    """Load the tensors of the bundled archive."""
-    with chdir(built):
-        return tensors.load_tensors()
 
 
 @pytest.fixture
@@ -368,17 +325,10 @@ def run_stage(mnist: Tensors, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_the_default_parameters_clearly_beat_the_baseline(run_stage):
-    written = run_stage()
-    history, arrays = written[artifacts.HISTORY], written[artifacts.MODEL]
+    history = run_stage()[artifacts.HISTORY]
     assert len(history) == 21
     assert history[-1]["valid_accuracy"] >= 0.984
     assert history[-1]["valid_loss"] <= 0.048
-    assert arrays["params/weights"].shape == (784, 1)
-    assert arrays["classes"].tolist() == ["3", "7"]
-    assert arrays["outputs"] == "sigmoid"
-    assert arrays["image_size"].tolist() == [28, 28]
-    decoding = tensors.parse_decoding("", arrays["decoding"])
-    assert decoding == Decoding(size=None, grayscale=False, background=None)
 
 
 def test_steps_that_are_too_large_are_reported(run_stage, capsys):
@@ -412,9 +362,7 @@ def test_a_diverging_training_names_both_parameters_that_can_be_too_large(
 ):
     """With the default learning rate, `l2: 100` is what is too large."""
     changed = {"loss": "log_loss", "l2": 5e-4} | changes
-    with pytest.raises(UserError) as error:
-        run_stage(**changes)
-    assert str(error.value) == (
+    assert refusal(run_stage, **changed) == (
         f"train.learning_rate: 0.2 and train.l2: {changed['l2']} make "
         f"{changed['loss']} diverge to NaN or infinity: lower one of them"
     )
@@ -423,11 +371,10 @@ def test_a_diverging_training_names_both_parameters_that_can_be_too_large(
 def test_absolute_is_refused_for_three_classes_before_training(
     run_stage, mnist, monkeypatch
 ):
-    three = mnist._replace(classes=["3", "5", "7"])
     monkeypatch.setattr(train, "fit", None)
-    with pytest.raises(UserError) as error:
-        run_stage(loss="absolute", data=three)
-    assert str(error.value) == (
+    three = mnist._replace(classes=["3", "5", "7"])
+    line = refusal(run_stage, loss="absolute", data=three)
+    assert line == (
         "train.loss: absolute learns pairs of classes only: take log_loss for 3 classes"
     )
 
@@ -435,15 +382,10 @@ def test_absolute_is_refused_for_three_classes_before_training(
 # Other models.
 
 
-def two_layers(first: np.ndarray, second: np.ndarray) -> tuple[Params, Any]:
-    """Return a model with hidden units: its params, and what runs it."""
-
-    def run(params: Params, images: Any) -> Any:
-        xp = images.__array_namespace__()
-        hidden = xp.maximum(images.reshape(len(images), -1) @ params["first"] + 0.1, 0)
-        return hidden @ params["second"]
-
-    return {"first": F32(first), "second": F32(second)}, run
+def two_layers(params: Params, images: jax.Array) -> jax.Array:
+    """Run a model with hidden units."""
+    hidden = jax.nn.relu(images.reshape(len(images), -1) @ params["first"] + 0.1)
+    return hidden @ params["second"]
 
 
 @pytest.mark.parametrize(
@@ -459,13 +401,17 @@ def test_hidden_units_that_would_stay_equal_are_refused(
     monkeypatch, first, second, stuck
 ):
     """Equal units that get different gradients part ways, as output units do."""
-    params, run = two_layers(first, second)
-    monkeypatch.setattr(train, "forward", run)
-    if stuck is None:
+    monkeypatch.setattr(train, "forward", two_layers)
+
+    def check() -> None:
+        params = {"first": first, "second": second}
         train.check_symmetry(params, (3, 2), "log_loss")
-        return
-    with pytest.raises(UserError, match=f"all units of {stuck} start equal.*at random"):
-        train.check_symmetry(params, (3, 2), "log_loss")
+
+    if stuck:
+        line = f"all units of {stuck} start equal.*at random"
+        assert re.search(line, refusal(check))
+    else:
+        check()
 
 
 def test_a_model_without_weights_for_each_pixel_has_no_sensitivity_test():

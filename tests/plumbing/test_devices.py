@@ -5,23 +5,16 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from stages.plumbing import devices
-from tests.conftest import (
-    contents,
-    copy,
-    edit,
-    environment,
-    once,
-    run,
-    stages_run,
-    succeed,
-)
+from tests import conftest
+from tests.conftest import contents, copy, edit, once, run, stages_run, start, succeed
 
-TOLERANCE = 1e-5
+TRAIN = ["python", "-m", "stages", "train"]
 FEW_EPOCHS = ("epochs: 20", "epochs: 2")
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 LAUNCHERS = [
@@ -37,7 +30,7 @@ def short(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def train(folder: Path) -> None:
         copy(built, folder)
         edit(folder / "params.yaml", *FEW_EPOCHS)
-        succeed(folder, "python", "-m", "stages", "train")
+        succeed(folder, *TRAIN)
 
     return once(tmp_path_factory, "short", train)
 
@@ -59,9 +52,7 @@ def outputs(folder: Path) -> dict[str, np.ndarray]:
 def assert_same(folder: Path, other: Path) -> None:
     arrays, other_arrays = outputs(folder), outputs(other)
     for name, array in arrays.items():
-        np.testing.assert_allclose(
-            other_arrays[name], array, atol=TOLERANCE, err_msg=name
-        )
+        np.testing.assert_allclose(other_arrays[name], array, atol=1e-5, err_msg=name)
 
 
 def set_device_count(folder: Path, count: int) -> None:
@@ -71,7 +62,7 @@ def set_device_count(folder: Path, count: int) -> None:
     edit(folder / "stages/plumbing/runtime.py", f'"{flag}"', f'"{flag} {more}"')
 
 
-def start(folder: Path, rank: int, job: int) -> subprocess.Popen[str]:
+def start_process(folder: Path, rank: int, job: int) -> subprocess.Popen[str]:
     """Start one of the two processes of a job, as Slurm would."""
     slurm = {
         "SLURM_JOB_ID": str(job),
@@ -80,15 +71,7 @@ def start(folder: Path, rank: int, job: int) -> subprocess.Popen[str]:
         "SLURM_PROCID": str(rank),
         "SLURM_LOCALID": str(rank),
     }
-    return subprocess.Popen(
-        ["python", "-m", "stages", "train"],
-        cwd=folder,
-        env=environment(HOME=str(folder.parent), **slurm),
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start(folder, *TRAIN, limit=None, **slurm)
 
 
 def job_number() -> int:
@@ -110,7 +93,7 @@ def test_eight_devices_train_the_same_model_as_one(short, clone):
 def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(clone):
     set_device_count(clone, 8)
     edit(clone / "params.yaml", "batch_size: 64", "batch_size: 63")
-    done = run(clone, "python", "-m", "stages", "train")
+    done = run(clone, *TRAIN)
     reason = "cannot be divided among 8 devices: take a multiple of 8"
     assert done.stderr == f"train: train.batch_size: 63 {reason}\n"
     assert done.returncode == 1
@@ -123,7 +106,7 @@ def test_two_processes_train_the_same_model_as_one_and_the_first_writes_it(
     (clone / "models/model.npz").unlink()
     second = copy(clone, clone.parent / "second")
     job = job_number()
-    processes = [start(clone, 0, job), start(second, 1, job)]
+    processes = [start_process(clone, 0, job), start_process(second, 1, job)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -132,19 +115,16 @@ def test_two_processes_train_the_same_model_as_one_and_the_first_writes_it(
 
 
 def test_a_process_reads_only_its_own_share_of_the_images(monkeypatch):
-    shares: list[np.ndarray] = []
-    monkeypatch.setattr(
-        devices.jax,
-        "make_array_from_process_local_data",
-        lambda _, rows: shares.append(rows),
-    )
-    monkeypatch.setattr(devices.jax, "process_count", lambda: 4)
-    monkeypatch.setattr(devices.jax, "device_count", lambda: 4)
-    monkeypatch.setattr(devices, "NamedSharding", lambda *_: None)
+    jax = Mock(**{f"{name}_count.return_value": 4 for name in ("process", "device")})
+    jax.process_index.side_effect = range(4)
+    monkeypatch.setattr(devices, "jax", jax)
+    monkeypatch.setattr(devices, "mesh", Mock())
+    monkeypatch.setattr(devices, "NamedSharding", Mock())
     order = np.random.default_rng(0).permutation(48).reshape(3, 16)
-    for rank in range(4):
-        monkeypatch.setattr(devices.jax, "process_index", lambda rank=rank: rank)
+    for _ in range(4):
         devices.shard(np.arange(48), order)
+    calls = jax.make_array_from_process_local_data.call_args_list
+    shares = [call.args[1] for call in calls]
     assert [share.shape for share in shares] == [(3, 4)] * 4
     np.testing.assert_array_equal(np.concatenate(shares, 1), order)
 
@@ -159,7 +139,7 @@ def test_a_process_that_dies_ends_the_other_with_a_line_and_without_output(
     edit(clone / "stages/train.py", begins, says_so)
     (clone / "models/model.npz").unlink()
     job = job_number()
-    processes = [start(clone, rank, job) for rank in range(2)]
+    processes = [start_process(clone, rank, job) for rank in range(2)]
     for process in processes:
         assert process.stdout
         assert "is connected to 1 peer" in process.stdout.readline()
@@ -181,7 +161,7 @@ def test_a_process_that_is_left_alone_says_so(clone):
     file = clone / "stages/plumbing/devices.py"
     edit(file, "START_TIMEOUT = 60", "START_TIMEOUT = 3")
     (clone / "models/model.npz").unlink()
-    process = start(clone, 1, job_number())
+    process = start_process(clone, 1, job_number())
     _, errors = process.communicate(timeout=100)
     assert errors == "train: timed out after 3 s waiting for the other processes\n"
     assert process.returncode == 1
@@ -202,7 +182,7 @@ def test_a_process_that_is_left_alone_says_so(clone):
 )
 def test_a_variable_that_a_launcher_sets_alone_is_named_in_one_line(lent, variables):
     before = contents(lent, "models", "metrics")
-    done = run(lent, "python", "-m", "stages", "train", **variables)
+    done = run(lent, *TRAIN, **variables)
     name = next(iter(variables))
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(f"train: {name} is set, but JAX finds no other")
@@ -216,8 +196,8 @@ def is_usable(launcher: str) -> bool:
     command = [*launcher.split(), "true"]
     if not shutil.which(command[0]):
         return False
-    environ = environment(**AS_ROOT)
-    done = subprocess.run(command, env=environ, capture_output=True, timeout=60)
+    environment = conftest.environment(**AS_ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
     return done.returncode == 0
 
 
