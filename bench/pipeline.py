@@ -112,9 +112,9 @@ def report(timings: Timings) -> str:
     for case in cases:
         seconds = timings.seconds[case]
         spread = f"{min(seconds):.2f}–{max(seconds):.2f}"
-        times = [f"{timings.median(case):.2f}", spread, timings.ratio(NOTEBOOK, case)]
+        times = [f"{timings.median(case):.2f}", spread]
         rows.append([case, str(len(seconds)), *times, timings.ran[case]])
-    header = ["", "runs", "seconds", "spread", "notebook / this", "stages that ran"]
+    header = ["", "runs", "seconds", "spread", "stages that ran"]
     stage_rows = []
     for stage in STAGES:
         guarded, unguarded = f"{stage}, alone", f"{stage}, alone, unguarded"
