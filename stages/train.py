@@ -99,7 +99,8 @@ def train_steps(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    return devices.replicate(jax.lax.scan(train_step, state, batches)[0])
+    state, _ = jax.lax.scan(train_step, state, batches)
+    return jax.lax.with_sharding_constraint(state, devices.everywhere())
 
 
 @partial(jax.jit, static_argnames="loss")
@@ -109,12 +110,13 @@ def eval_step(params: Params, images: Array, labels: Array, loss: str) -> Array:
     count = logits.shape[1]
     correct = predicted_labels(logits, outputs_of(loss, count)) == labels
     losses = LOSSES[loss](logits, jax.nn.one_hot(labels, count))
-    return devices.replicate(jnp.stack([losses, correct]))
+    rows = jnp.stack([losses, correct])
+    return jax.lax.with_sharding_constraint(rows, devices.everywhere())
 
 
 def evaluate(params: Params, blocks: devices.Blocks, loss: str) -> NDArray[np.float64]:
     """Return the mean loss and the accuracy on a split: (2,)."""
-    params = devices.replicate(params)
+    params = jax.device_put(params, devices.everywhere())
     rows = [eval_step(params, *block, loss=loss) for block in blocks]
     return np.concatenate(rows, 1).mean(1, dtype=np.float64)
 
@@ -132,7 +134,8 @@ def fit(
     hyperparams = Hyperparams(config.learning_rate, config.momentum, config.l2)
     run_steps = partial(train_steps, config=config, steps=epochs * steps)
     optimizer = sgd(hyperparams, config.schedule, epochs * steps)
-    state = devices.replicate((params, jax.jit(optimizer.init)(params)))
+    state = params, jax.jit(optimizer.init)(params)
+    state = jax.device_put(state, devices.everywhere())
     splits, history = [devices.Blocks(split) for split in (train, valid)], []
     for epoch in progress(range(epochs + 1), "train", "epochs"):
         if epoch:  # 0 is the untrained model
@@ -200,7 +203,9 @@ def main() -> None:
     key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
     count = 1 if len(classes) == 2 else len(classes)
     meaning = outputs_of(config.loss, count)
-    untrained = model.init(key, shape, count, **settings)
+    # Compiled, since JAX takes ten times as long to run it step by step.
+    init = partial(jax.jit, static_argnames=("shape", "outputs", *settings))(model.init)
+    untrained = init(key, shape, count, **settings)
     check_symmetry(untrained, shape, config.loss)
     params, history = fit(untrained, train, valid, config)
     if not all(np.isfinite(array).all() for array in (*params.values(), history)):
@@ -214,9 +219,7 @@ def main() -> None:
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
         # Without settings, init draws random weights.
-        artifacts.SENSITIVITY: sensitivity(
-            model.init(key, shape, count), train, config.loss
-        ),
+        artifacts.SENSITIVITY: sensitivity(init(key, shape, count), train, config.loss),
     }
     if jax.process_index() == 0:
         artifacts.publish(files)

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
@@ -92,10 +91,9 @@ def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
     return jax.make_array_from_process_local_data(sharding, rows[order])
 
 
-def replicate(tree: Any) -> Any:
-    """Give every device all of these arrays, inside a compiled function or outside."""
-    sharding = NamedSharding(mesh(), PartitionSpec())
-    return jax.lax.with_sharding_constraint(tree, sharding)
+def everywhere() -> NamedSharding:
+    """Return the sharding that gives every device all of an array."""
+    return NamedSharding(mesh(), PartitionSpec())
 
 
 class Blocks:
