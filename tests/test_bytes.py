@@ -1,7 +1,6 @@
 """The same inputs make the same bytes: for everyone, anywhere, at any time."""
 
 import datetime
-import io
 import os
 import platform
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.builders import pack
 from tests.conftest import STAGES, copy, edit, succeed
 from tools import verify
 
@@ -64,7 +64,8 @@ ELSEWHERE = {
     "PYTHONHASHSEED": "7",
     "COLUMNS": "40",
 }
-VARIABLES_THAT_CHANGE_OTHER_PROGRAMS = {
+# Variables that change what JAX or Python computes elsewhere.
+VARIABLES = {
     "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2 --xla_cpu_enable_fast_math=true",
     "JAX_ENABLE_X64": "1",
     "JAX_PLATFORMS": "cuda",
@@ -80,25 +81,19 @@ VARIABLES_THAT_CHANGE_OTHER_PROGRAMS = {
 needs_taskset = pytest.mark.skipif(
     not shutil.which("taskset"), reason="taskset is not installed"
 )
+CALLERS = [
+    pytest.param("Zoë's 3 & 7", [], ELSEWHERE, id="elsewhere"),
+    pytest.param("one core", ONE_CORE, VARIABLES, id="one core", marks=needs_taskset),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("prefix", "variables"),
-    [
-        pytest.param([], ELSEWHERE, id="elsewhere"),
-        pytest.param(
-            ONE_CORE,  # the built clone was made by two threads, where there are cores
-            VARIABLES_THAT_CHANGE_OTHER_PROGRAMS,
-            id="on one core",
-            marks=needs_taskset,
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "prefix", "variables"), CALLERS)
 def test_another_person_at_another_time_writes_the_same_bytes(
-    built, tmp_path, prefix, variables
+    built, tmp_path, name, prefix, variables
 ):
-    folder = copy(built, tmp_path / "Zoë's 3 & 7")
+    """Where this process may use two cores, the built clone was made by two threads."""
+    folder = copy(built, tmp_path / name)
     for path in folder.rglob("*"):
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     assert changed_by_rebuild(built, folder, *STAGES, prefix=prefix, **variables) == []
@@ -107,13 +102,10 @@ def test_another_person_at_another_time_writes_the_same_bytes(
 def test_the_order_of_the_archive_changes_only_the_archive_and_its_digest(clone, built):
     path = clone / "data/mnist_sample.tgz"
     before = sha256(path.read_bytes()).hexdigest()
-    with tarfile.open(path) as file:
-        members = [(member, file.extractfile(member)) for member in file.getmembers()]
-        contents = [(member, data.read() if data else b"") for member, data in members]
-    random.Random(0).shuffle(contents)
-    with tarfile.open(path, "w") as file:
-        for member, content in contents:
-            file.addfile(member, io.BytesIO(content))
+    with tarfile.open(path) as tar:
+        files = [(m.name, tar.extractfile(m).read()) for m in tar if m.isfile()]  # type: ignore[union-attr]
+    random.Random(0).shuffle(files)
+    path.write_bytes(pack(files))
     edit(clone / "params.yaml", before, sha256(path.read_bytes()).hexdigest())
     # baseline and train read the tensors, and nothing from before them.
     stages = ["download", "preprocess", "report"]

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 
@@ -34,9 +34,7 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-class Call(NamedTuple):
-    command: str
-    environment: dict[str, str]
+Call = tuple[str, dict[str, str]]
 
 
 class Fakes:
@@ -52,12 +50,12 @@ class Fakes:
         for name in ("python3", "python3.12"):
             script(self.bin / name, PYTHON)
 
-    def make(self, *arguments: str, fails: bool = False, **variables: str):
-        """Run make; return the commands it ran that are Python's."""
+    def make(self, *targets: str, fails: bool = False, **variables: str) -> list[Call]:
+        """Run make; return the commands of Python it ran, with their environments."""
         self.record.unlink(missing_ok=True)
         path = f"{self.bin}:/usr/bin:/bin"
         done = subprocess.run(
-            ["make", *arguments],
+            ["make", *targets],
             cwd=self.folder,
             env={"RECORD": str(self.record), "PATH": path, **variables},
             capture_output=True,
@@ -67,16 +65,15 @@ class Fakes:
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         calls: list[Call] = []
         for line in self.record.read_text("utf-8").splitlines():
+            name, _, value = line.partition("=")
             if line.startswith("> "):
-                calls.append(Call(line[2:].replace(f"{self.bin}/", ""), {}))
-            elif "=" in line:
-                name, _, value = line.partition("=")
-                calls[-1].environment[name] = value
-        return [call for call in calls if "import uv" not in call.command]
+                calls.append((line[2:].replace(f"{self.bin}/", ""), {}))
+            else:
+                calls[-1][1][name] = value
+        return [call for call in calls if "import uv" not in call[0]]
 
-    def commands(self, *arguments: str, **options) -> list[str]:
-        calls = self.make(*arguments, **options)
-        return [call.command for call in calls if " -m " in call.command]
+    def commands(self, *arguments: str, **options: Any) -> list[str]:
+        return [c for c, _ in self.make(*arguments, **options) if " -m " in c]
 
 
 @pytest.fixture
@@ -119,11 +116,9 @@ def test_every_command_of_uv_names_the_interpreter_of_the_environment(fakes, tar
 
 
 DROPPED = """
-    UV_SYSTEM_PYTHON UV_PYTHON UV_TARGET UV_PREFIX UV_PROJECT UV_PROJECT_ENVIRONMENT
-    UV_BREAK_SYSTEM_PACKAGES UV_CONSTRAINT UV_NO_VERIFY_HASHES UV_WORKING_DIR
-    UV_OF_TOMORROW PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_CONSTRAINT
-    PIP_DRY_RUN PIP_OF_TOMORROW PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONUSERBASE
-    PYTHONOPTIMIZE PYTHONSTARTUP VIRTUAL_ENV
+    UV_SYSTEM_PYTHON UV_TARGET UV_PROJECT_ENVIRONMENT UV_CONSTRAINT UV_NO_VERIFY_HASHES
+    UV_OF_TOMORROW PIP_USER PIP_TARGET PIP_PYTHON PIP_CONSTRAINT PIP_OF_TOMORROW
+    PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONSTARTUP VIRTUAL_ENV
 """
 KEPT = """
     UV_INDEX UV_INDEX_URL UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL UV_INDEX_COMPANY_USERNAME
@@ -140,9 +135,8 @@ KEPT = """
 def test_the_caller_decides_how_packages_are_fetched_but_not_where_to(fakes, target):
     kept = dict.fromkeys(KEPT.split(), "of the caller")
     dropped = dict.fromkeys(DROPPED.split(), "of the caller")
-    calls = fakes.make(
-        target, "PIP_REPORT=x", "UV_BUILD_CONSTRAINT=x", **kept, **dropped
-    )
+    more = ("PIP_REPORT=x", "UV_BUILD_CONSTRAINT=x")
+    calls = fakes.make(target, *more, **kept, **dropped)
     assert len(calls) > 5
     for command, environment in calls:
         assert environment.items() >= kept.items(), command
@@ -152,8 +146,8 @@ def test_the_caller_decides_how_packages_are_fetched_but_not_where_to(fakes, tar
 def test_uv_trusts_the_certificates_of_the_system_where_there_are_any(fakes: Fakes):
     patterns = ("ssl/certs/*", "ssl/*.pem", "pki/tls/certs/*")
     there = any(any(Path("/etc").glob(pattern)) for pattern in patterns)
-    for call in fakes.make():
-        assert call.environment["UV_SYSTEM_CERTS"] == str(int(there))
+    for _, environment in fakes.make():
+        assert environment["UV_SYSTEM_CERTS"] == str(int(there))
 
 
 @pytest.mark.parametrize("is_gone", [True, False])
@@ -228,9 +222,8 @@ def test_ci_tests_a_fresh_clone_on_every_python_and_fails_if_one_does(home, root
     for version in ("3.13.2", "3.13.10", "3.11.99"):
         script(home / root / "versions" / version / "bin/python", STARTS)
     newest = f"{home / root}/versions/3.13.10/bin/python"
-    done = run_ci(
-        home, **({} if root == ".pyenv" else {"PYENV_ROOT": f"{home / root}"})
-    )
+    variables = {} if root == ".pyenv" else {"PYENV_ROOT": f"{home / root}"}
+    done = run_ci(home, **variables)
     assert done.returncode == 1
     lines = ["1 failed", f"3.11  passed  {first}", f"3.13  passed  {newest}"]
     assert done.stdout.splitlines() == [*lines, f"3.14  FAILED  {broken}"]

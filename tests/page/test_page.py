@@ -8,16 +8,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 from urllib.request import ProxyHandler, Request, build_opener
 
 import numpy as np
 import pytest
 
-from stages import model
+from stages import model, report
 from stages.baseline import distances
 from stages.evaluation import outputs
 from stages.evaluation.model_file import TrainedModel
-from stages.page import render
+from stages.page import pictures, render
 from stages.plumbing import artifacts
 from tests.conftest import ROOT
 from tests.page.builder import build_results
@@ -281,16 +282,6 @@ def test_a_mistake_tried_is_classified_as_in_python(shown, browser):
     assert [*browser.bars("baseline")] == [classes[k] for k in nearest]
 
 
-@needs_browser
-def test_a_pad_is_there_only_where_images_look_like_drawings(shown, browser):
-    browser.show(shown.page)
-    drawings = bool((shown.images == 0).mean() > 0.5)
-    assert browser.run("[!!$('pad'), !!$('centre')]") == [drawings, drawings]
-    nothing = "Nothing drawn yet." if drawings else "No image yet."
-    assert browser.run("$('answer').textContent") == nothing
-    assert browser.offers_to_try()
-
-
 SEVEN = [(-90, -90), (0, -90), (-40, 90)]
 
 
@@ -394,27 +385,41 @@ def test_without_javascript_nothing_is_offered_to_try(real, browser):
         browser.tell("setScriptExecutionDisabled", value=False)
 
 
+def captions(results: render.Results) -> list[str]:
+    """Return the captions of metrics/weights.png."""
+    with patch.object(pictures, "gallery", wraps=pictures.gallery) as gallery:
+        assert report.galleries(results)["metrics/weights.png"]
+    _, weights, _ = gallery.call_args_list
+    return weights.args[1]
+
+
 def test_weights_are_named_after_classes_only_where_they_are_of_classes(monkeypatch):
     """Those of hidden units are numbered, even if as many as the classes."""
-    linear = render.render(build_results())
-    assert "learned a weight for each pixel" in linear
-    assert 'alt="weights: a red, b blue"' in linear
-    classes = ["a", "b", "c"]
+    results = build_results()
+    page = render.render(results)
+    assert "learned a weight for each pixel" in page
+    assert 'alt="weights: a red, b blue"' in page
+    assert captions(results) == ["weights: a red, b blue"]
+
     monkeypatch.setattr(model, "forward", net)
     for units in (3, 30):
         params = {"hidden": NORMAL[:81, :units], "head": NORMAL[:units, :3]}
-        page = render.render(build_results(classes, outputs="softmax", params=params))
-        captions = re.findall(r'alt="weights[^"]*: (.*?)"', page)
-        assert captions == [str(unit) for unit in range(1, units + 1)]
+        results = build_results(["a", "b", "c"], outputs="softmax", params=params)
+        page = render.render(results)
+        numbers = [str(unit) for unit in range(1, units + 1)]
+        assert re.findall(r'alt="weights[^"]*: (.*?)"', page) == numbers
+        assert captions(results) == [f"weights: unit {number}" for number in numbers]
         assert "evidence for" not in page
         assert "a weight for each pixel" not in page
         assert "Make its\nweights a ten-thousandth larger" in page
+
     monkeypatch.setattr(model, "forward", pool)
     results = build_results(params={"head": NORMAL[:9, :1]}, sensitivity={})
     page = render.render(results)
     assert "This model has no weights per pixel" in page
     assert 'alt="weights' not in page
     assert "ten-thousandth" not in page
+    assert captions(results) == ["no weights per pixel"]
 
 
 @pytest.mark.usefixtures("in_tmp_path")

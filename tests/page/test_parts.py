@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 
 from stages.evaluation.metrics import confusion_matrix
 from stages.page import charts, pictures, render
-from tests.page.builder import PLAIN
+from tests.page.builder import PLAIN, build_results
 
 limits = st.floats(-1e9, 1e9)
 
@@ -191,7 +191,10 @@ def test_a_pad_is_offered_for_gray_files_that_are_mostly_black(
     images, grayscale, offered
 ):
     decoding = PLAIN._replace(grayscale=grayscale)
-    assert render.offers_pad(images, decoding) is offered
+    results = build_results(shape=images.shape[1:], images=images, decoding=decoding)
+    page = render.render(results)
+    assert ['id="pad"' in page, 'id="centre"' in page] == [offered, offered]
+    assert ("Nothing drawn yet." if offered else "No image yet.") in page
 
 
 @given(st.floats(0, 1), st.integers(1, 4), st.sampled_from([1, 100]))
