@@ -68,13 +68,13 @@ def test_losses_and_gradients_equal_scikit_learn_and_finite_differences(loss, co
         logits = forward({"weights": weights, "bias": bias}, F32(images))
         return LOSSES[loss](logits, F32(targets)).mean()
 
-    def in_float64(numbers: np.ndarray) -> float:
+    def loss_in_float64(numbers: np.ndarray) -> float:
         logits = images @ numbers[count:].reshape(12, count) + numbers[:count]
         return VALUES[loss](logits, targets)
 
     value, grad = jax.value_and_grad(mean_loss)(F32(numbers))
-    assert value == pytest.approx(in_float64(numbers.astype(float)), rel=1e-5)
-    expected = approx_fprime(numbers.astype(float), in_float64, 1e-7)
+    assert value == pytest.approx(loss_in_float64(numbers.astype(float)), rel=1e-5)
+    expected = approx_fprime(numbers.astype(float), loss_in_float64, 1e-7)
     np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -20,6 +20,7 @@ from stages.evaluation import outputs
 from stages.evaluation.model_file import TrainedModel
 from stages.page import pictures, render
 from stages.plumbing import artifacts
+from stages.plumbing.tensors import Tensors
 from tests.conftest import ROOT
 from tests.page.builder import build_results
 
@@ -48,7 +49,6 @@ class Shown(NamedTuple):
 
     page: Path
     images: np.ndarray
-    labels: np.ndarray
     to_means: np.ndarray
     trained: TrainedModel
 
@@ -60,19 +60,18 @@ class Shown(NamedTuple):
 def write(folder: Path, results: render.Results) -> Shown:
     page = folder / "report.html"
     page.write_text(render.render(results), "utf-8")
-    to_means = distances(results.valid.images, results.means, results.distance)
-    return Shown(page, *results.valid, np.asarray(to_means), results.trained)
+    images = results.valid.images
+    to_means = np.asarray(distances(images, results.means, results.distance))
+    return Shown(page, images, to_means, results.trained)
 
 
 @pytest.fixture(scope="module")
-def real(built: Path) -> Shown:
+def real(built: Path, mnist: Tensors) -> Shown:
     """Return the page of the pipeline."""
-    with np.load(built / artifacts.TENSORS) as tensors:
-        images, labels = tensors["valid_images"], tensors["valid_labels"]
     with np.load(built / artifacts.BASELINE) as file:
         to_means = file["valid_distances"]
     trained = TrainedModel.load(str(built / artifacts.MODEL))
-    return Shown(built / artifacts.REPORT, images, labels, to_means, trained)
+    return Shown(built / artifacts.REPORT, mnist.valid.images, to_means, trained)
 
 
 @pytest.fixture(scope="module", params=["real", *INVENTED])

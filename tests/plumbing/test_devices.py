@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from stages.evaluation.model_file import TrainedModel
 from stages.plumbing import devices
-from tests import conftest
 from tests.conftest import contents, copy, edit, once, run, stages_run, start, succeed
 
 TRAIN = ["python", "-m", "stages", "train"]
@@ -42,17 +42,16 @@ def clone(short: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def outputs(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / "models/model.npz") as file:
-        arrays = {name: file[name] for name in ("params/weights", "params/bias")}
+def numbers(folder: Path) -> list[np.ndarray]:
+    """Return the params and the history of the model that a clone has trained."""
+    params = TrainedModel.load(str(folder / "models/model.npz")).params
     history = np.loadtxt(folder / "metrics/history.csv", delimiter=",", skiprows=1)
-    return arrays | {"history": history}
+    return [*params.values(), history]
 
 
 def assert_same(folder: Path, other: Path) -> None:
-    arrays, other_arrays = outputs(folder), outputs(other)
-    for name, array in arrays.items():
-        np.testing.assert_allclose(other_arrays[name], array, atol=1e-5, err_msg=name)
+    for ours, others in zip(numbers(folder), numbers(other), strict=True):
+        np.testing.assert_allclose(others, ours, atol=1e-5)
 
 
 def set_device_count(folder: Path, count: int) -> None:
@@ -191,24 +190,16 @@ def test_a_variable_that_a_launcher_sets_alone_is_named_in_one_line(lent, variab
     assert contents(lent, "models", "metrics") == before
 
 
-def is_usable(launcher: str) -> bool:
-    """Tell whether a launcher is installed and, as Slurm needs to be, configured."""
-    command = [*launcher.split(), "true"]
-    if not shutil.which(command[0]):
-        return False
-    environment = conftest.environment(**AS_ROOT)
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
-    return done.returncode == 0
-
-
 @pytest.fixture(params=LAUNCHERS, ids=lambda launcher: launcher.split()[0])
 def launched(request: pytest.FixtureRequest, clone: Path) -> Path:
     """Let a launcher start the training of a clone, in two processes."""
-    launcher = request.param
-    if not is_usable(launcher):
-        pytest.skip(f"{launcher.split()[0]} is not installed or starts nothing")
+    program, *options = request.param.split()
+    # Slurm needs to be configured, too.
+    works = [program, *options, "true"]
+    if not shutil.which(program) or run(clone, *works, **AS_ROOT).returncode:
+        pytest.skip(f"{program} is not installed or starts nothing")
     command = "python -m stages train"
-    edit(clone / "dvc.yaml", f"cmd: {command}", f"cmd: {launcher} {command}")
+    edit(clone / "dvc.yaml", f"cmd: {command}", f"cmd: {request.param} {command}")
     return clone
 
 
