@@ -1,4 +1,4 @@
-"""Run one stage: `python -m stages train`. `dvc repro` runs all that need it."""
+"""Run one stage: `python -m stages train`. `dvc repro` runs those out of date."""
 
 import importlib.util
 import sys
@@ -8,10 +8,11 @@ from stages.plumbing.errors import UserError
 
 
 def main() -> None:
-    """Hold the process to what dvc.yaml declares for the stage, then run its `main`."""
+    """Restrict the process to what dvc.yaml declares, then run the stage's `main`."""
     if len(sys.argv) != 2 or not sys.argv[1]:
         sys.exit("usage: python -m stages STAGE")
     stage = sys.argv[1]
+    # First: NumPy and JAX read the environment variables that this pins when imported.
     runtime.start(stage)
     if not importlib.util.find_spec(f"stages.{stage}"):
         raise UserError(f"there is no stages/{stage}.py: correct its cmd in dvc.yaml")

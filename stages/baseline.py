@@ -17,13 +17,14 @@ from stages.plumbing.tensors import Split
 def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
     """Average each class, (classes, H, W) in [0, 1]: the perfect 3, the perfect 7.
 
-    Sums of integers, so that their order cannot matter.
+    Sums integers, so that the order of summation cannot matter.
     """
     totals = np.zeros((classes, *train.images.shape[1:]), np.int64)
+    # In blocks, since the images are memory-mapped and may exceed memory.
     size = max(devices.BLOCK_BYTES // train.images[0].size, 1)
     for start in range(0, len(train.images), size):
         images, labels = (array[start : start + size] for array in train)
-        for label in np.unique(labels):
+        for label in np.unique(labels):  # few: images are sorted by class
             totals[label] += images[labels == label].sum(0, dtype=np.int64)
     counts = np.bincount(train.labels, minlength=classes)
     return (totals / (255 * counts[:, None, None])).astype(np.float32)
@@ -31,17 +32,18 @@ def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
 
 @partial(jax.jit, static_argnames="distance")
 def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Array:
-    """Measure the distance of images, uint8 (N, H, W), to each mean (K, H, W): (N, K).
+    """Return the distances (N, K) from images, uint8 (N, H, W), to means (K, H, W).
 
     l1 is the mean absolute difference of the pixels, l2 the root mean square.
     """
 
     def to_mean(mean: Array) -> Array:
         difference = images / 255 - mean
-        if distance == "l1":
+        if distance == "l1":  # static, so decided once, while JAX traces
             return jnp.abs(difference).mean((1, 2))
         return jnp.sqrt((difference**2).mean((1, 2)))
 
+    # One mean at a time: broadcasting would need an array (N, K, H, W).
     return jax.lax.map(to_mean, means).T
 
 
@@ -52,13 +54,14 @@ def main() -> None:
     means = mean_images(train, len(classes))
     blocks = [distances(images, means, distance) for images, _ in devices.Blocks(valid)]
     to_means = np.concatenate(blocks)
-    # For a pair, the score is higher the closer an image is to the first class.
+    # For a pair, a higher score favours the first class.
     scores = to_means[:, 1] - to_means[:, 0] if len(classes) == 2 else None
     predicted = to_means.argmin(1)
     measured = metrics.classification_metrics(valid.labels, predicted, classes, scores)
     model = {
         "means": means,
         "distance": np.array(distance),
-        "valid_distances": to_means,  # the report must not round them otherwise
+        # Stored, since the report might round them differently.
+        "valid_distances": to_means,
     }
     artifacts.publish({artifacts.BASELINE: model, artifacts.BASELINE_METRICS: measured})

@@ -9,24 +9,25 @@ from stages.plumbing import artifacts, parameters
 from stages.plumbing.errors import UserError
 
 TIMEOUT = (10, 60)
-"""Seconds to wait for a connection, and for the next data."""
+"""Connect and read timeouts, in seconds."""
 DEADLINE = 3600
-"""Time limit of a download in seconds, even if data keeps arriving."""
+"""Limit on the whole download in seconds, even if data keeps arriving."""
 ATTEMPTS = 4
-RETRIED_4XX = {408, 425, 429}  # every 5xx is retried as well
+# Request timeout, too early, too many requests. Every 5xx is retried, too.
+RETRIED_4XX = {408, 425, 429}
 
 
 def fetch(url: str, target: Path) -> None:
     """Download an http(s) URL to a file, with a progress bar on a terminal.
 
-    Retries failed or broken connections and transient responses, up to ATTEMPTS tries.
+    Retries failed connections and transient HTTP errors, up to ATTEMPTS tries in all.
     On failure, removes the partial file and raises UserError.
     """
-    import requests  # imported here, since a local path needs neither
+    import requests  # deferred: a local path needs neither
     import urllib3
 
-    # requests lets errors of urllib3 through while the body is read, and raises
-    # ValueError for an invalid host or header.
+    # While reading the body, requests lets urllib3's errors through. For an invalid
+    # host or header, it raises ValueError.
     failures = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
     deadline = time.monotonic() + DEADLINE
     try:
@@ -36,8 +37,8 @@ def fetch(url: str, target: Path) -> None:
             except failures as error:
                 if attempt == ATTEMPTS:
                     raise _failure(url, str(error)) from None
-            time.sleep(attempt)
-    except BaseException:
+            time.sleep(attempt)  # linear backoff
+    except BaseException:  # Ctrl-C, too, must leave no partial file
         target.unlink(missing_ok=True)
         raise
 
@@ -49,14 +50,16 @@ def _fetch_once(url: str, target: Path, deadline: float) -> None:
     with requests.get(url, stream=True, timeout=TIMEOUT) as response:
         status = response.status_code
         if 400 <= status < 500 and status not in RETRIED_4XX:
-            raise _failure(url, f"the server answers {status} {response.reason}")
+            # A UserError is not among `failures`, so it is not retried.
+            raise _failure(url, f"the server returned {status} {response.reason}")
         response.raise_for_status()
+        # Without a length (chunked encoding), tqdm shows no percentage.
         size = int(response.headers.get("Content-Length", 0)) or None
         bar = tqdm(
             None, "download", size, unit="B", unit_scale=True, delay=1, disable=None
         )
         with target.open("wb") as file, bar:
-            # read1 returns whatever has arrived, so that the deadline is checked even
+            # read1 returns as soon as any data arrives, so the deadline is checked even
             # on a slow connection.
             while chunk := response.raw.read1(2**20, decode_content=True):
                 file.write(chunk)
@@ -77,11 +80,11 @@ def _failure(url: str, reason: str) -> UserError:
 
 def check_digest(archive: Path, source: str, expected: str) -> None:
     """Raise UserError unless the SHA-256 of the file is the expected one."""
-    with archive.open("rb") as file:
+    with archive.open("rb") as file:  # read in chunks: it may be larger than memory
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
         raise UserError(
-            f"{source} has SHA-256 {actual}, but download.sha256 wants {expected}: "
+            f"{source} has SHA-256 {actual}, but download.sha256 is {expected}: "
             "if you trust this archive, put its digest into params.yaml; "
             "if not, find out who changed it"
         )
@@ -115,4 +118,5 @@ def main() -> None:
             archive = Path(folder, "archive")
             fetch(config.url, archive)
         check_digest(archive, config.url, config.sha256)
+        # Copied even if local, so that preprocess can depend on one fixed path.
         artifacts.publish({artifacts.ARCHIVE: archive})

@@ -1,5 +1,5 @@
-// The twin of `forward` in stages/model.py, for the report's page. Optional: where it is
-// missing, or computes something else, the page does not offer to try the model.
+// `forward` of stages/model.py in JavaScript, for the report. Optional: if it is missing
+// or disagrees with Python, the page does not offer to try the model.
 
 /** Return the outputs (C) for the pixels (H·W) of an image, in [0, 1]. */
 function forward({ weights, bias }, pixels) {

@@ -1,4 +1,4 @@
-"""The model, from pixels to outputs. To train another one, change this file alone."""
+"""The model, from pixels to outputs. To train another one, edit only this file."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from stages.plumbing.parameters import NonNegative
 
 Params = dict[str, Any]
-"""Arrays by name, float32. Weight decay applies to those of two or more axes."""
+"""Arrays by name, float32. Weight decay applies to those with two or more axes."""
 
 
 def init(
@@ -14,11 +14,11 @@ def init(
 ) -> Params:
     """Draw weights and bias from a normal distribution, as the notebook does.
 
-    `shape` is that of an image, (H, W). `outputs`, C, is 1 for a pair of classes, else
-    the number of classes. Arguments with a default are the keys of `model` in
+    `shape` is the image shape, (H, W). `outputs` (C) is 1 for a pair of classes, else
+    the number of classes. Arguments with defaults are the keys of `model` in
     params.yaml.
     """
-    from jax import random  # here, since the report needs no JAX to call `forward`
+    from jax import random  # deferred: the report calls only `forward`, without JAX
 
     key, weights_key = random.split(key)
     _, bias_key = random.split(key)

@@ -25,9 +25,9 @@ from stages.plumbing.tensors import Decoding, Split
 
 MAX_FOLDERS_SHOWN = 8
 RECORD = struct.Struct("7q")
-"""Binary form of an Entry, which as a Python object takes five times the memory."""
+"""An Entry as bytes: a Python object would take five times the memory."""
 MIN_CHUNK, MAX_CHUNK = 8, 256
-"""Number of images in one job of a worker."""
+"""Bounds on the number of images per worker job."""
 
 
 class LeftOut(NamedTuple):
@@ -35,15 +35,15 @@ class LeftOut(NamedTuple):
 
     counts: Counter[str]
     examples: dict[str, str]
-    """The name of the first skipped member."""
+    """The first skipped member."""
     folders: set[str]
-    """Folders that are not of a chosen split and class."""
+    """Folders outside the chosen splits and classes."""
 
 
 def find_images(
     source: Archive, data: parameters.Data, records: IO[bytes]
 ) -> tuple[list[str], NDArray[np.int64], LeftOut]:
-    """List the images in the archive, and write the entry of each as a RECORD.
+    """List the images in the archive, and write each one's Entry as a RECORD.
 
     Returns a sort key for each image (split, class, then name in natural order), the
     number of images by split and class (2, K), and the skipped members.
@@ -53,7 +53,7 @@ def find_images(
         names.normalize(data.splits.valid): 1,
     }
     labels = {names.normalize(name): label for label, name in enumerate(data.classes)}
-    # Cached, since members of one folder mostly follow one another.
+    # Cached: members of the same folder are usually adjacent.
     find_folder = lru_cache(partial(names.find_folder, splits=splits, labels=labels))
     left_out = LeftOut(Counter(), {}, set())
 
@@ -70,11 +70,12 @@ def find_images(
     keys, counts = [], [[0] * len(labels) for _ in splits]
     found = progress(source.find(select), "find images", "images")
     for ((split, label, inner), name), entry in found:
-        # One string per image: a tuple would take more memory.
+        # One string per image: a tuple would take more memory. chr() sorts labels in
+        # numerical order, which their digits would not.
         keys.append(f"{split}{chr(label)}{names.natural_order(inner + name)}")
         counts[split][label] += 1
         records.write(RECORD.pack(*entry))
-    records.flush()
+    records.flush()  # the caller memory-maps this file
     return keys, np.array(counts), left_out
 
 
@@ -83,13 +84,13 @@ def check_counts(
 ) -> None:
     """Print the number of images by split and class, and what was skipped.
 
-    Raises UserError, naming other folders in the archive, for a class without images.
+    Raises UserError, listing other folders in the archive, if a class has no images.
     """
     for folder, row in zip((data.splits.train, data.splits.valid), counts, strict=True):
         for name, count in zip(data.classes, row, strict=True):
             if not count:
                 raise UserError(
-                    f"class {name!r} has no images in {folder}: look at data.classes "
+                    f"class {name!r} has no images in {folder}: check data.classes "
                     f"and data.splits; {describe_folders(left_out.folders)}"
                 )
         named = zip(row, data.classes, strict=True)
@@ -100,7 +101,7 @@ def check_counts(
 
 
 def describe_folders(folders: set[str]) -> str:
-    """List some of the folders whose files were skipped."""
+    """List the folders whose files were skipped, up to MAX_FOLDERS_SHOWN."""
     if not folders:
         return "the archive has no other folders"
     shown = ", ".join(sorted(folders)[:MAX_FOLDERS_SHOWN])
@@ -111,18 +112,19 @@ def describe_folders(folders: set[str]) -> str:
 def sort_images(
     source: Archive, keys: Sequence[str], entries: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the row of each image (N,) in the order of the keys.
+    """Return each image's row (N,) in the order of the keys.
 
     Raises UserError, naming both members, for a duplicate key.
     """
+    # By name, not archive order: packing the same files again changes nothing.
     order = sorted(range(len(keys)), key=keys.__getitem__)
     twice = [(j, i) for i, j in pairwise(order) if keys[i] == keys[j]]
     if twice:
-        # Of several, report the one that comes first in the archive.
+        # Of several duplicates, report the first in the archive.
         second, first = (source.name(Entry(*entries[i].tolist())) for i in min(twice))
         raise UserError(f"{second}: the archive holds {first} twice: leave one out")
     rows = np.empty(len(keys), np.int64)
-    rows[order] = np.arange(len(keys))
+    rows[order] = np.arange(len(keys))  # the inverse permutation
     return rows
 
 
@@ -136,8 +138,8 @@ def read_images(
     """Decode images in parallel; the image of entries[i] goes to row rows[i].
 
     Returns the images (N, H, W), memory-mapped from `file`. Raises UserError if the
-    disk is too small, and naming the first member in the archive that cannot be used or
-    differs in size from the first one.
+    disk is too small, or for the first member, in archive order, that is unusable or
+    differs in size from the first image.
     """
     count, options = len(entries), decoding._asdict()
 
@@ -145,6 +147,7 @@ def read_images(
         name = source.name(entry)
         return name, decode(source.load(entry), name, **options)
 
+    # In this process, to learn the image size before any worker starts.
     first_name, first = decode_entry(Entry(*entries[0].tolist()))
     check_disk(count * first.size)
 
@@ -159,35 +162,37 @@ def read_images(
                     f"{name}: its size is {size}, but {first_name} has {first_size}: "
                     "set data.size to resize all"
                 )
-            # Workers write to the shared file: sending images back would cost more.
-            # A nearly full disk takes a part of the data without an error.
+            # Workers write to the shared file: sending images to the parent would cost
+            # more. pwrite ignores the file position, which forked processes share. On
+            # a nearly full disk, it writes part of the data without an error.
             if os.pwrite(file.fileno(), image.data, row * image.size) < image.size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     processes = workers.available_processors()
-    # Small enough to keep all processes busy to the end, large enough to be worth it.
+    # Small enough to keep all processes busy to the end, large enough to pay off.
     size = min(max(count // (16 * processes), MIN_CHUNK), MAX_CHUNK)
     chunks = [range(i, min(i + size, count)) for i in range(0, count, size)]
     with workers.forked(decode_chunk, chunks, processes) as done:
         decoded = chain.from_iterable(done)
         for _ in progress(decoded, "decode images", "images", count):
-            pass
+            pass  # the images are in the file; this raises the workers' errors
     return np.asarray(np.memmap(file, np.uint8, "r", shape=(count, *first.shape)))
 
 
 def check_disk(pixels: int) -> None:
     """Raise UserError unless there is room for two bytes per pixel."""
-    # Each pixel is written to a scratch file, then to the npz: maybe on two disks.
+    # Each pixel is written to a scratch file, then to the npz, maybe on another disk.
     folders = [os.path.dirname(artifacts.TENSORS), runtime.SCRATCH]
-    for folder in folders:
+    for folder in folders:  # a disk is found by a folder that exists
         os.makedirs(folder, exist_ok=True)
     disks = [os.stat(folder).st_dev for folder in folders]
     for folder, disk in zip(folders, disks, strict=True):
+        # Twice the size if both are on the same disk.
         needed, free = disks.count(disk) * pixels, shutil.disk_usage(folder).free
         if needed > free:
             raise UserError(
                 f"{folder}: the images need {math.ceil(needed / 2**20)} MiB of disk, "
-                f"and {free >> 20} MiB are free: make room, take fewer classes "
+                f"and {free >> 20} MiB are free: make room, use fewer classes "
                 "(data.classes) or smaller images (data.size)"
             )
 
@@ -199,7 +204,7 @@ def decoding_of(data: parameters.Data) -> Decoding:
 
 def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
     """Read the training and the validation images of an archive."""
-    with (
+    with (  # scratch files, since an archive may be larger than memory
         artifacts.scratch() as spool,
         artifacts.scratch() as records,
         artifacts.scratch() as pixels,
@@ -211,6 +216,7 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
         rows = sort_images(source, keys, entries)
         keys.clear()  # free the memory before the workers inherit it
         images = read_images(source, entries, rows, decoding_of(data), pixels)
+    # Rows are sorted by split and class, so the counts alone give the labels.
     labels = [np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in counts]
     train = counts[0].sum()
     return Split(images[:train], labels[0]), Split(images[train:], labels[1])
@@ -219,9 +225,9 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
 def find_copies(
     images: NDArray[np.uint8], others: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
-    """Return a mask (N,): which images (N, H, W) are among the others (M, H, W)."""
+    """Return a mask (N,) of the images (N, H, W) that are also in others (M, H, W)."""
 
-    # Compare digests: they fit in memory where the images need not.
+    # Compare digests, which fit in memory even if the images do not.
     def digest(image: NDArray[np.uint8]) -> bytes:
         return hashlib.blake2b(image.data, digest_size=16).digest()
 
@@ -236,9 +242,10 @@ def main() -> None:
     """Write data/tensors.npz from data/archive."""
     data = parameters.load(parameters.Data)
     train, valid = read_splits(artifacts.ARCHIVE, data)
+    # An image in both splits is no test of how the model does on new images.
     valid_in_train = find_copies(valid.images, train.images)
     if count := int(valid_in_train.sum()):
-        print(f"{count} of {data.splits.valid} also occur in {data.splits.train}")
+        print(f"{count} images in {data.splits.valid} are also in {data.splits.train}")
     arrays = {
         "train_images": train.images,
         "train_labels": train.labels,

@@ -35,16 +35,16 @@ INPUTS = [
 ]
 """The files whose digests the page shows."""
 BLOCK = 4096
-"""Images whose logits and probabilities of all K classes are in memory at a time."""
+"""Number of images at a time, since logits and probabilities (N, K) can be large."""
 
 BLANK = Image.new("L", (1, 1), "white")
-"""Stands for the weights of a model that has none per pixel."""
+"""Placeholder for the weights of a model without any per pixel."""
 
 Floats = NDArray[np.float64]
 
 
 class Probabilities(NamedTuple):
-    """The probabilities of N images that the report needs."""
+    """The two probabilities of each of N images that the report needs."""
 
     p_predicted: Floats
     """(N,), of the predicted class."""
@@ -53,10 +53,10 @@ class Probabilities(NamedTuple):
 
 
 def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.float32]]:
-    """Load the means, the distance, and the distances of `count` validation images.
+    """Load the means, the distance, and `count` validation images' distances.
 
-    The distances are memory-mapped. Raises UserError if the file is damaged or from
-    other images.
+    The distances are memory-mapped. Raises UserError if the file is damaged or belongs
+    to other images.
     """
     dtypes = {"means": "float32", "distance": "str", "valid_distances": "float32"}
     arrays = npz.load_arrays(artifacts.BASELINE, dtypes, ["valid_distances"])
@@ -67,8 +67,8 @@ def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.floa
 
 
 def predict_baseline(to_means: NDArray[np.float32]) -> Predictions:
-    """Predict the class with the least of the distances (N, K), as baseline.py does."""
-    # In blocks: NumPy copies an unaligned array, as one mapped from an npz file can be.
+    """Predict the class with the smallest distance (N, K), as baseline.py does."""
+    # In blocks: NumPy copies unaligned arrays, such as one mapped from an npz file.
     starts = range(0, len(to_means), BLOCK)
     labels = np.concatenate([to_means[i : i + BLOCK].argmin(1) for i in starts])
     return Predictions(labels, to_means[:, 1] - to_means[:, 0])
@@ -77,7 +77,7 @@ def predict_baseline(to_means: NDArray[np.float32]) -> Predictions:
 def predict_trained(
     valid: Split, trained: TrainedModel
 ) -> tuple[Predictions, Probabilities]:
-    """Predict the classes of N images, ranked by logit, and two probabilities."""
+    """Predict the classes of N images, with a ranking and two probabilities."""
     count = len(valid.images)
     labels, ranking = np.empty(count, np.int64), np.empty(count)
     p = Probabilities(*np.empty((len(Probabilities._fields), count)))
@@ -100,10 +100,11 @@ def prediction_rows(
     for i, image in enumerate(valid.images):
         yield {
             "index": i,
+            # Lets tools.compare find the same image in another revision.
             "digest": tensors.digest_image(image),
             "actual": classes[valid.labels[i]],
             "predicted": classes[predicted[i]],
-            # As text, since six decimals would be too few for a small one.
+            # As text: `publish` would round small ones to 0.
             "p_predicted": f"{p.p_predicted[i]:.6g}",
             "p_actual": f"{p.p_actual[i]:.6g}",
         }
@@ -114,12 +115,14 @@ def most_confident_mistakes(
 ) -> NDArray[np.intp]:
     """Return the indices of at most `count` mistakes, the most confident first."""
     wrong = np.flatnonzero(actual != predicted)
+    # A stable sort, so that ties come out the same on every machine.
     return wrong[np.argsort(-p_predicted[wrong], kind="stable")][:count]
 
 
 def digest(path: str) -> str:
     """Return the MD5 of a file, as recorded in dvc.lock."""
     with open(path, "rb") as file:
+        # DVC uses MD5; the flag allows it on systems that ban MD5 for security.
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return md5.hexdigest()
 
@@ -149,7 +152,7 @@ def galleries(results: Results) -> dict[str, bytes]:
             [f"weights: {name}" for name in outputs],
             columns=5,
         )
-        if len(weights)
+        if len(weights)  # else a blank one: DVC fails if an output is missing
         else pictures.gallery([BLANK], ["no weights per pixel"], columns=1),
         "metrics/mistakes.png": pictures.gallery(
             pictures.grayscale(wrong),
@@ -164,6 +167,7 @@ def galleries(results: Results) -> dict[str, bytes]:
 
 def main() -> None:
     """Write the model's metrics and predictions, the galleries and the page."""
+    # The fields of `model` are the arguments of init, so its section is made here.
     sections = [*SECTIONS, parameters.settings(model.init)]
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in sections
@@ -171,6 +175,7 @@ def main() -> None:
     _, valid, classes, valid_in_train, decoding = tensors.load_tensors()
     means, distance, to_means = load_baseline(len(valid.images))
     trained = TrainedModel.load(artifacts.MODEL)
+    # Stages run one by one can leave files that do not match.
     expected = (classes, means.shape[1:], decoding)
     if (trained.classes, trained.image_size, trained.decoding) != expected:
         raise UserError(f"{artifacts.MODEL} was trained on other images: run dvc repro")
@@ -180,17 +185,17 @@ def main() -> None:
         valid.labels,
         predictions.labels,
         classes,
-        predictions.ranking if len(classes) == 2 else None,
+        predictions.ranking if len(classes) == 2 else None,  # AUC is for pairs
         p.p_actual,
     )
     results = Results(
         params=params,
-        digests={path: digest(path) for path in INPUTS},
+        digests={path: digest(path) for path in INPUTS},  # to trace the page back
         valid=valid,
         valid_in_train=valid_in_train,
         means=means,
         distance=distance,
-        distances=to_means[0],
+        distances=to_means[0],  # the page takes the first image as its example
         trained=trained,
         predictions={"baseline": predict_baseline(to_means), "model": predictions},
         p_predicted=p.p_predicted,

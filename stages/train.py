@@ -24,14 +24,14 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accurac
 
 
 class Hyperparams(NamedTuple):
-    """Traced numbers, so that tools/cross_validation.py can vmap over them."""
+    """Traced, not static, so that tools/cross_validation.py can vmap over them."""
 
     learning_rate: Any
     momentum: Any
     l2: Any
 
 
-State = tuple[Params, Any]  # the params, and the optimizer's opt_state
+State = tuple[Params, Any]  # the params and optax's optimizer state
 
 
 # Losses on outputs and one-hot targets (N, C): one value per image, (N,). All but
@@ -39,7 +39,7 @@ State = tuple[Params, Any]  # the params, and the optimizer's opt_state
 
 
 def squared_error(logits: Array, targets: Array) -> Array:
-    """The notebook's first loss: the squared difference of prediction and target."""
+    """The notebook's first loss: the squared difference between output and target."""
     return optax.squared_error(logits, targets).mean(1)
 
 
@@ -49,13 +49,13 @@ def brier(logits: Array, targets: Array) -> Array:
 
 
 def absolute(logits: Array, targets: Array) -> Array:
-    """The book's loss: the absolute difference of probability and target."""
+    """The book's loss: the absolute difference between probability and target."""
     return jnp.abs(jax.nn.sigmoid(logits) - targets).mean(1)
 
 
 def log_loss(logits: Array, targets: Array) -> Array:
     """Cross-entropy of a sigmoid for a pair of classes, of a softmax for more."""
-    if logits.shape[1] == 1:
+    if logits.shape[1] == 1:  # shapes are static: no branch is compiled
         return optax.sigmoid_binary_cross_entropy(logits, targets)[:, 0]
     return optax.softmax_cross_entropy(logits, targets)
 
@@ -66,22 +66,25 @@ LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
 def loss_fn(params: Params, images: Array, labels: Array, loss: str) -> Array:
     """Return the mean loss on images, uint8 (N, H, W), with labels (N,)."""
     logits = forward(params, images / 255)
+    # With a single output, one_hot maps label 0 to 1 and label 1 to 0.
     return LOSSES[loss](logits, jax.nn.one_hot(labels, logits.shape[1])).mean()
 
 
 def sgd(hyperparams: Hyperparams, schedule: str, steps: int) -> Any:
-    """SGD with momentum; l2 acts as l2 / 2 times the squared weights in the loss."""
+    """Return SGD with momentum; l2 adds l2 / 2 * the squared weights to the loss."""
     rate, momentum, l2 = hyperparams
     rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
+    # Before the momentum, so it acts like a penalty in the loss (unlike in AdamW).
     decay = optax.add_decayed_weights(l2, partial(jax.tree.map, is_weights))
     return optax.chain(decay, optax.sgd(rate, momentum))
 
 
 def is_weights(array: Array) -> bool:
-    """Tell weights from a bias, which does not decay."""
+    """Return whether an array holds weights, which decay, rather than biases."""
     return array.ndim > 1
 
 
+# The config is static, as it selects the code to compile: loss and schedule.
 @partial(jax.jit, static_argnames=("config", "steps"))
 def train_steps(
     state: State, batches: devices.Rows, hyperparams: Hyperparams,
@@ -89,7 +92,7 @@ def train_steps(
 ) -> State:  # fmt: skip
     """Run an SGD step for each batch of images (S, B, H, W) and labels (S, B).
 
-    `steps` is the total, for the schedule.
+    `steps` is the total over all epochs, for the schedule.
     """
     optimizer = sgd(hyperparams, config.schedule, steps)
 
@@ -99,13 +102,18 @@ def train_steps(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
+    # scan runs the batches in one compiled loop; in Python, each step would cost a
+    # dispatch. Every device needs the new params for its share of the next batches.
     state, _ = jax.lax.scan(train_step, state, batches)
     return jax.lax.with_sharding_constraint(state, devices.everywhere())
 
 
 @partial(jax.jit, static_argnames="loss")
 def eval_step(params: Params, images: Array, labels: Array, loss: str) -> Array:
-    """Return the loss on each image (N, H, W), and whether it is classified: (2, N)."""
+    """Return each image's loss, and 1 if it is classified correctly, else 0: (2, N).
+
+    `images` are uint8 (N, H, W).
+    """
     logits = forward(params, images / 255)
     count = logits.shape[1]
     correct = predicted_labels(logits, outputs_of(loss, count)) == labels
@@ -118,6 +126,7 @@ def evaluate(params: Params, blocks: devices.Blocks, loss: str) -> NDArray[np.fl
     """Return the mean loss and the accuracy on a split: (2,)."""
     params = jax.device_put(params, devices.everywhere())
     rows = [eval_step(params, *block, loss=loss) for block in blocks]
+    # In float64: summing many float32 values would lose digits.
     return np.concatenate(rows, 1).mean(1, dtype=np.float64)
 
 
@@ -139,25 +148,29 @@ def fit(
     splits, history = [devices.Blocks(split) for split in (train, valid)], []
     for epoch in progress(range(epochs + 1), "train", "epochs"):
         if epoch:  # 0 is the untrained model
+            # Seeded per epoch, so an epoch's order depends on no earlier one.
             order = np.random.default_rng([config.seed, epoch]).permutation(count)
             order = order[: steps * size].reshape(steps, size)
             for batches in devices.batches(train, order):
-                jax.block_until_ready(state)  # else the queued batches fill the memory
+                # JAX runs asynchronously: batches queued ahead would fill the memory.
+                jax.block_until_ready(state)
                 state = run_steps(state, batches, hyperparams)
         history.append([evaluate(state[0], split, config.loss) for split in splits])
     return jax.tree.map(np.asarray, state[0]), np.reshape(history, (epochs + 1, 4))
 
 
 def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
-    """Raise UserError if units start equal and get equal gradients: they stay equal.
+    """Raise UserError if units start equal, get equal gradients and so stay equal.
 
-    Tried on random images of this shape, (H, W).
+    The gradients are those of random images of this shape, (H, W).
     """
 
     def equal_units(arrays: Params) -> set[str]:
         many = {k: a for k, a in arrays.items() if is_weights(a) and a.shape[-1] > 1}
+        # The last axis holds the units.
         return {k for k, a in many.items() if (a == a[..., :1]).all()}
 
+    # Equal units are no problem if gradients differ: a linear model may start at 0.
     if suspects := equal_units(params):
         images = np.random.default_rng(0).integers(0, 256, (64, *shape))
         grads = jax.grad(loss_fn)(params, jnp.asarray(images), np.arange(64) % 2, loss)
@@ -171,12 +184,12 @@ def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
 def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
     """Compare loss and accuracy before and after one pixel's weights grow by 0.01 %.
 
-    Returns nothing for a model that has no row of weights for each pixel.
+    Returns {} for a model without a row of weights per pixel.
     """
     name = pixel_weights(params, train.images[0].size)
     if name is None:
         return {}
-    pixel = train.images.sum(0, dtype=np.int64).argmax()
+    pixel = train.images.sum(0, dtype=np.int64).argmax()  # the brightest
     nudged = np.array(params[name])
     nudged[pixel] *= np.float32(1.0001)
     blocks = devices.Blocks(train)
@@ -197,13 +210,14 @@ def main() -> None:
     """Write the model, its history and the sensitivity test from data/tensors.npz."""
     config = parameters.load(parameters.Train)
     settings = msgspec.structs.asdict(parameters.load(parameters.settings(model.init)))
+    # One of several processes reads only its share; verifying would read everything.
     verify = jax.process_count() == 1
     train, valid, classes, _, decoding = tensors.load_tensors(verify=verify)
     devices.check_batch_size(config.batch_size, len(train.images))
     key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
-    count = 1 if len(classes) == 2 else len(classes)
+    count = 1 if len(classes) == 2 else len(classes)  # one logit decides a pair
     meaning = outputs_of(config.loss, count)
-    # Compiled, since JAX takes ten times as long to run it step by step.
+    # Compiled: op by op, JAX takes ten times as long.
     init = partial(jax.jit, static_argnames=("shape", "outputs", *settings))(model.init)
     untrained = init(key, shape, count, **settings)
     check_symmetry(untrained, shape, config.loss)
@@ -218,10 +232,10 @@ def main() -> None:
     files = {
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        # Without settings, init draws random weights.
+        # init's own defaults draw random weights: scaling zeros would change nothing.
         artifacts.SENSITIVITY: sensitivity(init(key, shape, count), train, config.loss),
     }
-    if jax.process_index() == 0:
+    if jax.process_index() == 0:  # all processes have the same results; one writes
         artifacts.publish(files)
         if worse := int((history[1:, 0] > history[0, 0]).sum()):
             print(

@@ -139,8 +139,8 @@ def test_temporary_failures_are_retried(site, waits, tmp_path, answers):
 
 
 REFUSED = {
-    "(the server answers 404 Not Found": (reply(404), 1),
-    "(the server answers 403 Forbidden": (reply(403), 1),
+    "(the server returned 404 Not Found": (reply(404), 1),
+    "(the server returned 403 Forbidden": (reply(403), 1),
     "500 Server Error": (reply(500), 4),
     "1 more expected": (SHORT, 4),
     "Connection broken": (reset, 4),
@@ -269,7 +269,7 @@ def test_an_archive_with_another_digest_is_refused(site, tree, local, earlier):
     site.answers = [GOOD]
     source, expected = "other.tgz" if local else site.url(), "ab" * 32
     line = run_stage(tree, source, expected, earlier=earlier)
-    digests = f"{source} has SHA-256 {DIGEST}, but download.sha256 wants {expected}"
+    digests = f"{source} has SHA-256 {DIGEST}, but download.sha256 is {expected}"
     assert digests in line
     assert "if you trust this archive, put its digest into params.yaml" in line
     assert len(site.asked) == (not local)

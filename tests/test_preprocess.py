@@ -91,7 +91,7 @@ def test_a_class_without_images_is_named_with_other_folders(gone, split):
     files = {name: SMALL[name] for name in SMALL if not name.startswith(gone)}
     files |= {f"root/train/{i}/1.png": png(1) for i in (0, 1)}
     line = refusal(read, pack(files))
-    assert f"class '{gone[-1]}' has no images in {split}: look at data.classes" in line
+    assert f"class '{gone[-1]}' has no images in {split}: check data.classes" in line
     assert line.endswith("other folders are root/train/0, root/train/1")
 
 

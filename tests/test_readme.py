@@ -60,7 +60,7 @@ def test_the_sessions_of_a_page_are_fenced_and_its_links_lead_to_files(page):
 
 ERRORS = """
 download | sha256: ac75 | sha256: 0000
-    data/mnist_sample.tgz has SHA-256 ac75…, but download.sha256 wants 0000…: if you
+    data/mnist_sample.tgz has SHA-256 ac75…, but download.sha256 is 0000…: if you
     trust this archive, put its digest into params.yaml; if not, find out who changed it
 download | mnist_sample.tgz | mine.tgz
     download.url: there is no file data/mine.tgz: give a path from the root of the
@@ -69,15 +69,15 @@ preprocess | ["3", "7"] | [3, 7]
     params.yaml: data.classes[0]: YAML reads the number 3 here: write "3", or the exact
     name, in quotes
 preprocess | ["3", "7"] | ["3", "4"]
-    class '4' has no images in train: look at data.classes and data.splits; other
+    class '4' has no images in train: check data.classes and data.splits; other
     folders are mnist_sample/train/7, mnist_sample/valid/7
 train | momentum | momentun
-    params.yaml: train: … unknown field …momentun…: known are seed, loss, …
+    params.yaml: train: … unknown field …momentun…: known keys are seed, loss, …
 train | loss: log_loss | loss: hinge
     params.yaml: train.loss: 'hinge' is not allowed. Expected one of squared_error,
     brier, absolute, log_loss
 train | batch_size: 64 | batch_size: 20000
-    train.batch_size: 20000 is more than the training images: allowed are 1 to 12396
+    train.batch_size: 20000 exceeds the number of training images: use 1 to 12396
 train | loss: log_loss | loss: squared_error
     train.learning_rate: 0.2 and train.l2: 0.0005 make squared_error diverge to NaN or
     infinity: lower one of them

@@ -280,7 +280,7 @@ def test_where_all_or_no_validation_images_are_training_images_the_page_says_so(
     copies = np.ones(len(results.valid.images), bool)
     page = " ".join(render(results._replace(valid_in_train=copies)).split())
     assert "All the 60 validation images are <strong>among the training" in page
-    assert "They can’t tell how the models do on new images." in page
+    assert "They say nothing about how the models do on new images." in page
     assert "Of the other" not in page
 
 

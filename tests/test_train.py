@@ -330,7 +330,7 @@ def test_absolute_is_refused_for_three_classes_before_training(
     three = mnist._replace(classes=["3", "5", "7"])
     line = refusal(run_stage, loss="absolute", data=three)
     assert line == (
-        "train.loss: absolute learns pairs of classes only: take log_loss for 3 classes"
+        "train.loss: absolute learns pairs of classes only: use log_loss for 3 classes"
     )
 
 

@@ -1,8 +1,8 @@
 """Check params.yaml before DVC starts a stage, in 0.2 s: `python -m tools.check`.
 
-DVC deletes the outputs of a stage before it starts the stage: if the stage then refuses
-a parameter, they are gone. So `make` runs this first, and so does a pre-commit hook.
-Prints the first error of every section, with the messages of the stages.
+DVC deletes a stage's outputs before it starts the stage: if the stage then rejects a
+parameter, they are gone. So `make` and a pre-commit hook run this first. Prints the
+first error of each section, with the stage's own message.
 """
 
 import os
@@ -44,7 +44,7 @@ def check_archive() -> None:
 
 
 def check_loss() -> None:
-    """Raise UserError if the loss is for two classes, and there are more."""
+    """Raise UserError if the loss is only for two classes, and there are more."""
     count = len(parameters.load(parameters.Data).classes)
     loss = parameters.load(parameters.Train).loss
     outputs.outputs_of(loss, 1 if count == 2 else count)
@@ -53,7 +53,7 @@ def check_loss() -> None:
 def check_batch_size() -> None:
     """Raise UserError if a batch is larger than the training set.
 
-    Passes unless data/tensors.npz is that of the current parameters.
+    Passes if data/tensors.npz was not made with the current parameters.
     """
     batch_size = parameters.load(parameters.Train).batch_size
     made = _locked("download") and _locked("preprocess")
@@ -66,8 +66,8 @@ def check_batch_size() -> None:
     arrays = npz.load_arrays(artifacts.TENSORS, dtypes, verify=False)
     if batch_size > (count := len(arrays["train_labels"])):
         raise UserError(
-            f"train.batch_size: {batch_size} is more than the training images: "
-            f"allowed are 1 to {count}"
+            f"train.batch_size: {batch_size} exceeds the number of training images: "
+            f"use 1 to {count}"
         )
 
 
@@ -92,13 +92,13 @@ def _locked(stage: str) -> dict[str, Any] | None:
             sections = [key for key in values if "." not in key]
             if any(hermetic.read_params(key, file) != values[key] for key in sections):
                 return None
-    except Exception:  # it is missing, or DVC reports its errors
+    except Exception:  # dvc.lock is missing, or DVC reports its errors
         return None
     return entry
 
 
 def errors() -> list[str]:
-    """Return the first error of each section, and those that concern several."""
+    """Return the first error of each section, and the errors across sections."""
     checks: list[Callable[[], Any]] = [
         *(partial(parameters.load, section) for section in SECTIONS),
         check_archive,
@@ -110,12 +110,12 @@ def errors() -> list[str]:
         try:
             check()
         except UserError as error:
-            found[str(error)] = None  # once, though several checks load a section
+            found[str(error)] = None  # a dict, since several checks load one section
     return list(found)
 
 
 def main() -> int:
-    """Print a line per error to stderr; return 1 if there is any."""
+    """Print a line per error to stderr; return 1 if there are any."""
     found = errors()
     for error in found:
         print(f"check: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How good a classifier is: the content of metrics/*.json, and the report's curves."""
+"""Classification metrics: the content of metrics/*.json, and the report's curves."""
 
 import math
 from typing import Any
@@ -17,27 +17,32 @@ def confusion_matrix(
     actual: Labels, predicted: Labels, count: int
 ) -> NDArray[np.int64]:
     """Count how often each actual class (row) was predicted as each class (column)."""
+    # Number the cells row by row and count them; uint8 labels would overflow.
     cells = actual.astype(np.int64) * count + predicted
     return np.bincount(cells, minlength=count * count).reshape(count, count)
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion, uncorrected (Wilson 1927)."""
+    """Return a proportion's 95 % interval, without continuity correction (Wilson 1927).
+
+    Unlike the normal approximation, it holds near 0 and 1, too.
+    """
     p, z2 = correct / total, Z95**2 / total
     centre = p + z2 / 2
     half = Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total))
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    # At the ends the formula gives exactly 0 and 1, floats nearly so.
+    # At the ends, the formula gives exactly 0 and 1, but floats only come close.
     return low if correct else 0.0, high if correct < total else 1.0
 
 
 def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     """Return the area under the ROC curve of scores (N,).
 
-    How often a positive scores above a negative, a tie counting half, computed from
-    ranks (Mann-Whitney U).
+    This is how often a positive scores above a negative, with ties counting half. It is
+    computed from ranks (Mann-Whitney U).
     """
     _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # Tied scores share their mean rank.
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
     n = int(positive.sum())
     u = ranks[positive].sum() - n * (n + 1) / 2
@@ -45,7 +50,7 @@ def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
 
 
 def log_loss(p_actual: Floats) -> float:
-    """Return the mean of -log of the probability (N,) of the actual class.
+    """Return the mean negative log of the actual classes' probabilities (N,).
 
     Probabilities are clipped at 2.2e-16, as scikit-learn does.
     """
@@ -68,6 +73,7 @@ def classification_metrics(
     matrix = confusion_matrix(actual, predicted, len(classes))
     hits, total = np.diag(matrix), int(matrix.sum())
     predicted_counts, actual_counts = matrix.sum(0), matrix.sum(1)
+    # max(…, 1) avoids 0 / 0 for a class without images or predictions.
     recall = hits / np.maximum(actual_counts, 1)
     by_class = {
         "precision": hits / np.maximum(predicted_counts, 1),
@@ -93,11 +99,11 @@ def classification_metrics(
 def mcnemar(
     right: NDArray[np.bool_], other_right: NDArray[np.bool_]
 ) -> tuple[int, int, float]:
-    """Test whether two classifiers of the same images (N,) differ by more than chance.
+    """Test whether two classifiers differ significantly on the same images (N,).
 
     Returns how many images only the first gets right, how many only the second, and
-    the two-sided exact p: by chance these images would fall like tosses of a coin
-    (McNemar 1947, exact binomial form).
+    the two-sided exact p-value. If the classifiers are equally good, each of these
+    images is the toss of a fair coin (McNemar 1947, exact binomial form).
     """
     first = int((right & ~other_right).sum())
     second = int((other_right & ~right).sum())
@@ -111,9 +117,10 @@ def mcnemar(
 def roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Return the ROC curve of scores (N,) from (0, 0) to (1, 1) (Fawcett 2006).
 
-    False and true positive rates (M,), one point for each threshold between two
-    different scores.
+    Returns the false and true positive rates (M,), with a point for each threshold
+    between two distinct scores.
     """
+    # Negated, since the curve goes from the highest threshold to the lowest.
     values, index = np.unique(-scores, return_inverse=True)
     hits = np.bincount(index, positive, len(values))
     misses = np.bincount(index, minlength=len(values)) - hits
@@ -129,9 +136,10 @@ def calibration(
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
     """Return a reliability diagram (Murphy and Winkler 1977) of probabilities (N,).
 
-    For each of `bins` equal bins that holds any of the probabilities of the positive
-    class: their mean, how many of them are positive, and how many there are.
+    For each non-empty one of `bins` equal-width bins, returns the mean probability of
+    the positive class, the number of positives, and the number of images.
     """
+    # Without the outer edges, 0 and 1 fall into the first and the last bin.
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
     total = np.bincount(index, minlength=bins)
     filled = total > 0

@@ -1,4 +1,4 @@
-"""The trained model and all that is needed to use it: models/model.npz."""
+"""The trained model and everything needed to use it: models/model.npz."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
@@ -13,18 +13,18 @@ from stages.plumbing.errors import damaged
 from stages.plumbing.tensors import Decoding, format_decoding, parse_decoding
 
 BLOCK_PIXELS = 2**22
-"""Pixels that are float64 at the same time: 32 MiB, or a single image."""
+"""Pixels converted to float64 at a time: 32 MiB, or a single larger image."""
 
 
 class TrainedModel(NamedTuple):
-    """What stages/model.py computes, and for which images."""
+    """A model's arrays, the meaning of its outputs, and the images it accepts."""
 
     params: Mapping[str, NDArray[np.float32]]
     """The model's arrays by name."""
     classes: list[str]
-    """(K,)"""
+    """The names of the K classes, in label order."""
     outputs: str
-    """What the C outputs mean: one of PAIR_OUTPUTS or of CLASS_OUTPUTS."""
+    """What the C outputs mean: one of PAIR_OUTPUTS or CLASS_OUTPUTS."""
     image_size: tuple[int, int]
     """Height and width."""
     decoding: Decoding
@@ -53,12 +53,13 @@ class TrainedModel(NamedTuple):
         )
         if not fits:
             raise damaged(path, "its arrays do not fit together")
+        # Only `forward` knows which arrays it needs, so try it.
         blank = np.zeros((1, *trained.image_size), np.uint8)
         try:
             shape = trained.logits(blank).shape
         except MemoryError:
             raise
-        except Exception as error:  # of any type: the params may be another model's
+        except Exception as error:  # any type: the params may be another model's
             raise damaged(path, f"stages/model.py cannot run it: {error!r}") from None
         if shape != (1, count):
             raise damaged(path, f"its outputs are {shape}, not {(1, count)}")
@@ -77,8 +78,8 @@ class TrainedModel(NamedTuple):
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return the outputs (N, C) for images (N, H, W).
 
-        Computed in float64 by NumPy, so that every machine rounds to the same decimals,
-        unless stages/model.py itself needs JAX.
+        NumPy computes them in float64, so that every machine rounds to the same
+        decimals, unless stages/model.py itself needs JAX.
         """
         params = {name: array.astype(np.float64) for name, array in self.params.items()}
         size = max(BLOCK_PIXELS // images[0].size, 1)
@@ -90,6 +91,6 @@ class TrainedModel(NamedTuple):
 
 
 def pixel_weights(params: Mapping[str, Any], pixels: int) -> str | None:
-    """Return the name of the array that has a row for each pixel, if there is one."""
+    """Return the name of the array with a row for each pixel, or None."""
     rows = (name for name, a in params.items() if a.ndim > 1 and len(a) == pixels)
     return next(rows, None)

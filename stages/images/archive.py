@@ -1,4 +1,4 @@
-"""List the files in a tar archive (plain or compressed) or a zip; load any of them.
+"""List the files in a tar (plain or compressed) or zip archive; load any of them.
 
 Nothing is extracted to disk under its own name, and every decompression is bounded.
 """
@@ -23,7 +23,7 @@ from stages.plumbing.npz import find_content
 
 T = TypeVar("T")
 
-# These decompress in pieces: a few bytes of bzip2 can expand to gigabytes.
+# Opened as streams, since a few bytes of bzip2 can expand to gigabytes.
 OPENERS: dict[bytes, Callable[[str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -34,7 +34,7 @@ ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip member (APPNOTE 4.4.4)
 MAX_MEMBER = 64 * 2**20  # bytes
 MAX_TOTAL = 16 * 2**30
-# zipfile raises any of these, depending on which byte of a file is damaged.
+# zipfile raises any of these, depending on which byte is damaged.
 DAMAGE = (
     *(tar.DamagedTar, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
     *(struct.error, EOFError, ValueError, TypeError, RuntimeError),
@@ -58,9 +58,9 @@ class Entry(NamedTuple):
 
 
 class Archive:
-    """An archive whose files are listed once, in archive order, then loaded in any.
+    """An archive to list once, in archive order, and then load from in any order.
 
-    `spool` is a scratch file for their names and, as a compressed tar has no random
+    `spool` is a scratch file for the names and, since a compressed tar has no random
     access, for its decompressed content. Forked processes may call `load`, too.
     """
 
@@ -86,7 +86,7 @@ class Archive:
         os.close(self._file)
 
     def find(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
-        """Yield (select(name), entry) for the members where `select` is not None.
+        """Yield (select(name), entry) for members, unless `select` returns None.
 
         Directories are skipped. Raises UserError if the file is not an archive, is
         damaged or truncated, if a selected member is not a regular file or exceeds
@@ -103,12 +103,14 @@ class Archive:
 
     def load(self, entry: Entry) -> bytes:
         """Return the content of a file; raise UserError if it is damaged."""
+        # pread ignores the file position, which forked processes share.
         content = os.pread(self._contents, entry.stored_size, entry.start)
         if entry.crc < 0:
             return content
         with self._explain_damage():
             if entry.is_deflated:
-                # The header may lie about the size: never inflate more than it says.
+                # A negative number means raw deflate. The header's size may be a lie:
+                # never inflate more than it says (but 0 would mean no limit).
                 inflate = zlib.decompressobj(-zlib.MAX_WBITS).decompress
                 content = inflate(content, max(entry.size, 1))
             if len(content) != entry.size:
@@ -139,7 +141,7 @@ class Archive:
                 if self._decompress:
                     start, _ = self._append(reader.read())
                 else:
-                    start = stream.tell()
+                    start = stream.tell()  # `load` reads the archive itself
                 yield selected, Entry(*named, start, size, size, False, -1)
 
     def _find_zip(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
@@ -197,10 +199,11 @@ class Archive:
         try:
             yield
         except DAMAGE as error:
+            # Without the addresses of objects.
             reason = re.sub(r" ?<[^>]*>", "", str(error))
         except OSError as error:
-            # gzip and bz2 raise it for bad data, without errno; a zip with a negative
-            # offset ends in EINVAL. All else is the disk's fault.
+            # gzip and bz2 raise it without errno for bad data; a negative offset in a
+            # zip raises EINVAL. Anything else is a disk error.
             if error.errno not in (None, errno.EINVAL):
                 raise
             reason = str(error)
@@ -221,7 +224,7 @@ def _encode(name: str) -> bytes:
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Return the name, read as UTF-8 even if the packer did not set that flag."""
+    """Return the name, decoded as UTF-8 even if the packer did not set the flag."""
     name = member.filename
     if not member.flag_bits & UTF_8:
         try:

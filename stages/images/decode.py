@@ -15,9 +15,9 @@ FORMAT_NAMES = "PNG, JPEG, BMP, PNM, WebP, TIFF or GIF"
 GRAY = ("1", "L", "LA")  # modes without colour; A is alpha
 COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # P is a palette
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-"""Modes with premultiplied alpha, and what they are converted to."""
+"""Modes with premultiplied alpha, and the modes to convert them to."""
 MAX_PIXELS = 4096 * 4096
-Image.MAX_IMAGE_PIXELS = None  # no warning before the bound of our own
+Image.MAX_IMAGE_PIXELS = None  # no warning: MAX_PIXELS is the limit
 
 
 def decode(
@@ -30,16 +30,17 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decode an image file to pixels, uint8 (H, W), 0 for black.
 
-    As viewers do, applies the EXIF orientation and composites transparent pixels over
+    Like a viewer, applies the EXIF orientation and composites transparent pixels over
     the gray level `background`. `grayscale` converts colour to luma (ITU-R 601:
-    0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes the image,
-    bilinear and antialiased.
+    0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes the image
+    (bilinear, antialiased).
 
-    Raises UserError, naming the file, as `load` does, for colour unless `grayscale`,
+    Raises UserError, naming the file, where `load` does, for colour unless `grayscale`,
     and for transparent pixels if `background` is None.
     """
     image = load(content, name)
     gray = _to_gray(image, name, grayscale=grayscale, background=background)
+    # Pillow has width first.
     if size is not None and gray.size != size[::-1]:
         gray = gray.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(gray)
@@ -53,10 +54,12 @@ def load(content: bytes, name: str) -> Image.Image:
     Damaged data inside a JPEG goes unnoticed: it still decodes to an image.
     """
     try:
+        # With `formats`, no other decoder sees the file.
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if problem := _find_problem(image, content):
                 raise UserError(f"{name}: {problem}")
             image.load()
+            # Without metadata, skip exif_transpose, which would copy the image.
             upright = ImageOps.exif_transpose(image) if image.info else image
             if upright.mode in PREMULTIPLIED:
                 return upright.convert(PREMULTIPLIED[upright.mode])
@@ -98,7 +101,7 @@ def _find_problem(image: ImageFile, content: bytes) -> str | None:
     if image.mode not in (*GRAY, *COLOR, *PREMULTIPLIED):
         return f"has the mode {image.mode}: save it as RGB or gray"
     if image.format == "BMP" and image.mode == "1" and content[28] > 1:
-        # Pillow takes the two colours for 1-bit pixels and reads each byte as eight.
+        # From two colours, Pillow infers 1-bit pixels, and reads each byte as eight.
         return "is an 8-bit BMP with two colours: save it as PNG"
     return None
 
@@ -129,14 +132,15 @@ def _to_gray(
 def _is_deep(image: ImageFile) -> bool:
     """Return whether the file has more than 8 bits per channel.
 
-    Pillow silently truncates 16-bit colour to 8 bits; the raw mode, or the maximum
-    value of a PNM file, still tells.
+    Pillow silently truncates 16-bit colour to 8 bits; only the raw mode, or a PNM
+    file's maximum value, shows the original depth.
     """
     arguments = image.tile[0].args if image.tile else None
     if not isinstance(arguments, tuple):
         arguments = (arguments,)
     raw_mode, *rest = arguments or ("",)
+    # I and F are 32-bit integers and floats.
     if image.mode[0] in "IF" or re.search("^[^B].*;16", str(raw_mode)):
-        return True  # but BGR;16 is 5, 6 and 5 bits
+        return True  # except BGR;16, which has 5, 6 and 5 bits
     max_values = [n for n in rest if isinstance(n, int)]
     return image.format == "PPM" and any(n > 255 for n in max_values)

@@ -34,20 +34,20 @@ class Folder(NamedTuple):
 def find_folder(
     path: str, splits: Mapping[str, int], labels: Mapping[str, int]
 ) -> Folder | str:
-    """Parse the path [ROOT/]SPLIT/CLASS[/FOLDERS]; return a reason to skip it if not.
+    """Parse a folder's path, [ROOT/]SPLIT/CLASS[/FOLDERS], or return why to skip it.
 
-    `splits` and `labels` map folder names to their index.
+    `splits` and `labels` map folder names to indices.
     """
     parts = path.split("/")
     if "" in parts or ".." in parts:
         return ODD_PATH
     if any(is_hidden(part) for part in parts):
         return HIDDEN
-    root = 0 if parts[0] in splits else 1  # one folder may hold the splits
+    root = 0 if parts[0] in splits else 1  # the splits may be in a root folder
     if len(parts) < root + 2 or parts[root] not in splits:
         return ELSEWHERE
     split, label, *inner = parts[root:]
-    # train/7/3/x.png may be a 7 or a 3: guessing would mislabel it without a word.
+    # train/7/3/x.png may be a 7 or a 3: guessing could mislabel it silently.
     if label in splits or any(part in splits or part in labels for part in inner):
         return AMBIGUOUS
     if label not in labels:
@@ -56,16 +56,17 @@ def find_folder(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, or one that macOS adds."""
+    """Return whether a file or folder is hidden or macOS metadata."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def find_image(
     member: str, find_folder: Callable[[str], Folder | str]
 ) -> tuple[Folder, str] | str:
-    """Return folder and file name of an image, or the reason to skip the member.
+    """Return an image's folder and file name, or the reason to skip the member.
 
-    Names are compared in NFC; backslashes, which Windows packs, separate folders.
+    Names are compared in NFC. Backslashes, which some Windows tools write, separate
+    folders.
     Raises UserError if the path names two splits or two classes.
     """
     path = normalize(member).replace("\\", "/").removeprefix("./")
@@ -96,7 +97,7 @@ def natural_order(name: str) -> str:
     # One string, not a tuple of parts: preprocess keeps a key per image in memory.
     def with_length(number: re.Match[str]) -> str:
         digits = number[0].lstrip("0")
-        # More digits make a larger number. No file name contains \0.
+        # A longer number is larger, so its length comes first. No file name has \0.
         return f"\0{chr(1 + len(digits))}{digits}"
 
     # The name itself breaks ties between names that differ only in leading zeros.

@@ -1,7 +1,7 @@
 """Read a tar file as a stream: ustar, pax and GNU headers, checked to the last byte.
 
-Python's tarfile takes a damaged header for the end of the archive and ignores anything
-after the end; it is also nine times slower per member. This reader verifies every
+Python's tarfile mistakes a damaged header for the end of the archive, and ignores data
+after the end. It is also nine times slower per member. This reader verifies every
 header's checksum, and requires two blocks of zeros at the end and only zeros after
 them. Format: POSIX.1-2017, "pax"; GNU tar manual, "Basic Tar Format".
 """
@@ -21,7 +21,7 @@ FILE, DIRECTORY, HARD_LINK, SPARSE = b"0", b"5", b"1", b"S"
 LONG_NAME, LONG_LINK, PAX, PAX_SOLARIS, PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
 EXTENSIONS = (LONG_NAME, LONG_LINK, PAX, PAX_SOLARIS, PAX_GLOBAL)
 WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
-"""Links, devices, directories and pipes: any size in their header is ignored."""
+"""Links, devices, directories and pipes: ignore any size in their headers."""
 
 
 class DamagedTar(Exception):
@@ -63,7 +63,7 @@ class TarReader:
                     fields |= _parse_pax(content)
                 continue
             if shared or fields:
-                fields = shared | fields
+                fields = shared | fields  # a member's own fields win
                 name = fields.get("path", name)
                 size = _parse_size(fields.get("size", str(size)), name)
                 if any(key.startswith("GNU.sparse") for key in fields):
@@ -94,7 +94,7 @@ class TarReader:
 
     def _skip(self) -> None:
         rest = self._size + self._padding
-        while rest > PIECE:
+        while rest > PIECE:  # read, not seek, to notice a truncated file
             rest -= len(self._take(PIECE))
         self._take(rest)
 
@@ -119,13 +119,14 @@ def _parse_header(header: bytes) -> tuple[str, int, bytes]:
     if kind in (b"\0", b"7"):  # a pre-POSIX file, a contiguous file
         kind = DIRECTORY if name.endswith("/") else FILE
     if header[257:263] == b"ustar\0" and header[345]:
+        # POSIX splits a path of over 100 bytes.
         name = f"{_decode(header[345:500])}/{name}"
     return name, _parse_number(header[124:136], name), kind
 
 
 def _is_checksum(stored: int, header: bytes) -> bool:
     """Return whether `stored` is the sum of the header's bytes (checksum blanked)."""
-    # The low half of Adler-32 is 1 + the sum modulo 65,521, and far faster than sum().
+    # The low half of Adler-32 is 1 + the sum modulo 65,521, far faster than sum().
     if stored == (zlib.adler32(header) & 0xFFFF) - 1:
         return True
     # Some old programs summed signed bytes.
@@ -166,4 +167,5 @@ def _parse_pax(content: bytes) -> dict[str, str]:
 
 
 def _decode(field: bytes) -> str:
+    # Padded with NUL bytes. surrogateescape keeps bytes that are not UTF-8.
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""The page's charts: lines, bars and ticks in the coordinates of an SVG drawing."""
+"""The page's charts: lines, bars and ticks in SVG coordinates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from stages.evaluation import metrics
 
 SIZE = (300, 200)  # of a chart without its labels, as in template.html.j2
-MAX_DOTS = 30  # lines of more points have no dot at each
+MAX_DOTS = 30  # lines with more points get no dots
 MAX_EPOCHS = 200  # longer histories are thinned
 DIAGONAL = ((0.0, 1.0), (0.0, 1.0))
 
 Floats = NDArray[np.floating]
 Values = Sequence[float] | Floats
-Chart = dict[str, Any]  # what the template draws, as `chart` returns it
+Chart = dict[str, Any]  # returned by `chart`, drawn by the template
 
 
 def pair_charts(
@@ -46,7 +46,7 @@ def pair_charts(
 
 
 def epoch_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """Draw loss and accuracy by epoch, without the untrained model's."""
+    """Draw loss and accuracy by epoch, leaving out the untrained model."""
     drawn = np.unique(np.linspace(1, len(history) - 1, MAX_EPOCHS).astype(int))
 
     def column(name: str) -> list[float]:
@@ -84,6 +84,7 @@ def chart(
 
     def scaled(axis: int, values: Values) -> Floats:
         low, high = ranges[axis]
+        # 1 avoids 0 / 0 for a constant line. SVG's y axis points down.
         fractions = (np.asarray(values) - low) / ((high - low) or 1)
         return np.round(SIZE[axis] * (1 - fractions if axis else fractions), 1)
 
@@ -104,9 +105,9 @@ def chart(
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return the multiples of 1, 2 or 5 times a power of ten in a range: 2 to 6.
+    """Return the multiples of a round step in a range: 2 to 6, or 1 if it is empty.
 
-    An empty range has one tick. Computed in decimals, where 3 times 0.1 is 0.3.
+    The step is 1, 2 or 5 times a power of ten. Uses decimals, where 3 * 0.1 is 0.3.
     """
     first, last = Decimal(str(float(low))), Decimal(str(float(high)))
     if first == last:
@@ -121,7 +122,7 @@ def ticks(low: float, high: float) -> list[float]:
 def corners(points: Floats) -> Floats:
     """Drop the points (2, M) inside straight horizontal or vertical runs.
 
-    A ROC curve has a point for every score, most of them inside runs.
+    An ROC curve has a point for every score, most of them inside runs.
     """
     points = points[:, np.r_[True, (np.diff(points) != 0).any(0)]]  # no repeated point
     still = np.diff(points) == 0

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 BLUE, RED = b"\x32\x88\xbd", b"\xd6\x40\x4e"
 BORDER = "#c8c8c8"
-MAX_STRETCH = 4  # longest side of a picture, in sides of a square of its area
+MAX_STRETCH = 4  # longest side of a picture, relative to the side of the square
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # The parts of a gallery, in pixels.
-SIDE = 140  # an image has at most the area of a square of this side
+SIDE = 140  # of the square whose area limits an image
 GAP = 20
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES, MAX_CHARACTERS = 3, 60
@@ -24,9 +24,9 @@ NO_CHARACTER = "\uffff"  # in no font
 
 
 def scale(width: int, height: int, side: float) -> float:
-    """Return the factor that gives an image the area of a square, side x side.
+    """Return the factor that scales an image to the area of a square, side x side.
 
-    Or less, where one of its sides would be longer than MAX_STRETCH times that.
+    It is smaller if the image's longest side would exceed MAX_STRETCH * side.
     """
     area, longest = side / math.sqrt(width * height), side / max(width, height)
     return min(area, MAX_STRETCH * longest)
@@ -35,7 +35,7 @@ def scale(width: int, height: int, side: float) -> float:
 def shrink(images: Iterable[NDArray], side: float) -> NDArray:
     """Shrink images (N, H, W) to the area of a square, side x side, by averaging.
 
-    Smaller ones stay as they are. uint8 stays uint8, and float32 float32. Memory-mapped
+    Smaller images are left alone. The dtype, uint8 or float32, is kept. Memory-mapped
     images are read one at a time.
     """
 
@@ -58,12 +58,13 @@ def grayscale(images: NDArray) -> list[Image.Image]:
 
 
 def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
-    """Color values (N, H, W) from -limit (blue) to limit (red), 0 being transparent.
+    """Colour values (N, H, W) from -limit (blue) to limit (red); 0 is transparent.
 
     The limit is the largest absolute value unless given.
     """
     limit = limit or float(np.abs(values).max(initial=0)) or 1.0
     indices = np.rint(128 + 127 * np.clip(values / limit, -1, 1)).astype(np.uint8)
+    # Palette indices 0 to 127 are blue, 128 to 255 red; opacity is the magnitude.
     alphas = bytes(min(255, 2 * abs(index - 128)) for index in range(256))
     images = [Image.fromarray(image) for image in indices]
     for image in images:
@@ -91,14 +92,14 @@ def png(image: Image.Image, *, optimize: bool = False) -> bytes:
 
 
 def data_uri(image: Image.Image) -> str:
-    """Encode an image as the URI of a PNG file."""
+    """Encode an image as a PNG data URI."""
     return (
         "data:image/png;base64," + base64.b64encode(png(image, optimize=True)).decode()
     )
 
 
 def drawable_names(classes: Sequence[str]) -> list[str]:
-    """Return the names; "class 0" for the first, if the font lacks a character of it.
+    """Return the names, replacing those the font cannot draw: "class 0" for the first.
 
     Pillow's own font has little beyond ASCII, and draws a box for the rest.
     """
@@ -117,7 +118,7 @@ def drawable_names(classes: Sequence[str]) -> list[str]:
 def gallery(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int
 ) -> bytes:
-    """Draw images of one size in a grid, a caption below each, as a PNG file.
+    """Draw images of the same size in a grid, each with a caption, as a PNG file.
 
     Many images get more columns, so that there are never more rows than columns.
     """
@@ -145,7 +146,7 @@ def gallery(
 
 
 def wrap(caption: str, font: Font) -> list[str]:
-    """Break a caption into lines that fit below an image; cut what is too long."""
+    """Break a caption into lines that fit below an image; truncate a long one."""
     for characters in range(MAX_CHARACTERS, 0, -1):
         lines = textwrap.wrap(caption, characters, max_lines=MAX_LINES, placeholder="…")
         if all(font.getlength(line) <= SIDE + GAP // 2 for line in lines):
@@ -154,7 +155,7 @@ def wrap(caption: str, font: Font) -> list[str]:
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
-    """Enlarge by a whole number, so that pixels stay squares."""
+    """Enlarge by an integer factor, so that pixels stay square."""
     by = max(1, math.floor(scale(*image.size, SIDE)))
     size = image.width * by, image.height * by
     return image.convert("RGBA").resize(size, Image.Resampling.NEAREST)

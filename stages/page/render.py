@@ -1,4 +1,4 @@
-"""Render the page: one HTML file that needs nothing else and escapes every name."""
+"""Render the page as a self-contained HTML file, with every name escaped."""
 
 import base64
 import math
@@ -21,13 +21,13 @@ from stages.plumbing.tensors import Decoding, Split
 
 TWIN = Path(__file__).parents[1] / "model.js"  # optional: the model in JavaScript
 MAX_EMBEDDED = 500_000  # bytes; larger models would make the page slow to open
-MANY = 20  # more classes: the confusion matrix is a picture, long lists scroll
+MANY = 20  # with more classes, the confusion matrix is a picture; long lists scroll
 WORST = 10  # number of most frequent confusions listed
-BARS = 5  # number of probabilities shown for an image, and of distances, if many
-SIDE = 144  # CSS pixels of a square of a picture's area, 9rem in style.css
+BARS = 5  # probabilities, and distances, shown for an image if there are many classes
+SIDE = 144  # of a square with a picture's area, in CSS pixels; 9rem in style.css
 CRISP_SIDE = 96  # larger images are drawn smoothed
 MAX_PIXELS = 2_000_000  # budget for all mean images, and for all pictures of weights
-MAX_DIGITS = 4  # decimals of a share that would round to 0 or 1
+MAX_DIGITS = 4  # numbers of decimals to try for a share that rounds to 0 or 1
 
 Floats = NDArray[np.floating]
 
@@ -45,13 +45,13 @@ class Results(NamedTuple):
     params: Mapping[str, Section]  # params.yaml, by section
     digests: Mapping[str, str]  # MD5 of the files behind the results, by path
     valid: Split  # N images and labels
-    valid_in_train: NDArray[np.bool_]  # (N,), which are among the training images, too
+    valid_in_train: NDArray[np.bool_]  # (N,), whether it is also a training image
     means: NDArray[np.float32]  # (K, H, W), the baseline
     distance: str  # from an image to a mean, l1 or l2
     distances: Floats  # (K,), from the first of the N images to the means
     trained: TrainedModel
     predictions: Mapping[str, Predictions]  # by model, for the N images
-    p_predicted: Floats  # (N,), the trained model's, of the class that it predicts
+    p_predicted: Floats  # (N,), by the trained model, of its prediction
     metrics: Mapping[str, Mapping[str, Any]]  # by model, as in metrics/*.json
     history: list[dict[str, float]]  # a row per epoch, as in metrics/history.csv
     sensitivity: Mapping[str, float]  # empty if the model has no weights per pixel
@@ -96,7 +96,7 @@ def render(results: Results) -> str:
         "example": _gray(images[:1]) + _signed([difference], limit=1),
         "weights": _signed(pixel_images(trained)),
         "linear": is_linear(trained),
-        # Whole where they can be tried: the model takes all their pixels.
+        # Not shrunk if they can be tried: the model needs all pixels.
         "wrong": _gray([images[i] for i in results.mistakes], whole=bool(twin)),
         "pad": offers_pad(images, trained.decoding),
         "twin": twin,
@@ -106,9 +106,9 @@ def render(results: Results) -> str:
 
 
 def pixel_images(trained: TrainedModel) -> NDArray[np.float32]:
-    """Return the weights of the pixels as images (n, H, W); n is 0 without any.
+    """Return the per-pixel weights as images (n, H, W); n is 0 if there are none.
 
-    Each is of a class or, if the model is not linear, of a hidden unit.
+    Each image belongs to a class or, if the model is not linear, to a hidden unit.
     """
     height, width = trained.image_size
     name = pixel_weights(trained.params, height * width)
@@ -117,17 +117,17 @@ def pixel_images(trained: TrainedModel) -> NDArray[np.float32]:
 
 
 def is_linear(trained: TrainedModel) -> bool:
-    """Return whether each weight is of a pixel and of a class, or pair of classes."""
+    """Return whether all weights connect a pixel to an output."""
     shapes = [array.shape for array in trained.params.values() if array.ndim > 1]
     outputs = 1 if len(trained.classes) == 2 else len(trained.classes)
     return shapes == [(math.prod(trained.image_size), outputs)]
 
 
 def load_template(name: str, *folders: Path) -> Template:
-    """Load a template from one of these folders, or from that of style.css."""
+    """Load a template from one of these folders or this one, which has style.css."""
     environment = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
-        autoescape=True,
+        autoescape=True,  # a class name may hold HTML
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -142,9 +142,9 @@ def picture_style(height: int, width: int) -> str:
 
 
 def sharp_side(count: int) -> float:
-    """Return the side, in pixels, of a square as large as `count` pictures may be.
+    """Return the side, in pixels, of the square that limits each of `count` pictures.
 
-    Twice as many as CSS pixels, for sharp screens, unless there are many pictures.
+    Twice the CSS size, for high-density screens, unless there are many pictures.
     """
     return min(2 * SIDE, math.sqrt(MAX_PIXELS / max(count, 1)))
 
@@ -160,7 +160,8 @@ def offers_pad(images: NDArray[np.uint8], decoding: Decoding) -> bool:
 def confusions(matrix: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
     """Return the WORST most frequent confusions of a matrix (K, K).
 
-    Actual class, predicted class, how many images, and how many the actual class has.
+    Each has the actual class, the predicted class, and the number of images confused
+    and in the actual class.
     """
     wrong = matrix - np.diag(np.diag(matrix))
     most = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
@@ -169,9 +170,9 @@ def confusions(matrix: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
 
 
 def format_share(share: float, digits: int, unit: int = 1) -> str:
-    """Format a share of 0 to 1, times the unit; never round to none or to all.
+    """Format a share, 0 to 1, times the unit, without rounding it to none or all.
 
-    More digits are shown where these would round to 0 or to the unit.
+    Adds digits where it would round to 0 or to the unit.
     """
     for decimals in range(digits, digits + MAX_DIGITS):
         text = f"{unit * share:.{decimals}f}"
@@ -184,8 +185,8 @@ def format_share(share: float, digits: int, unit: int = 1) -> str:
 def _embed(results: Results) -> dict[str, Any]:
     """Return what script.js needs to run both models.
 
-    The outputs expected for two test images, a blank one and noise, tell it whether
-    the model in JavaScript is up to date.
+    The expected outputs for two test images, one blank and one noise, let it check
+    whether the model in JavaScript is up to date.
     """
     trained, shape = results.trained, results.trained.image_size
     noise = 7919 * np.arange(math.prod(shape)).reshape(shape) % 256  # as in script.js
@@ -218,4 +219,5 @@ def _signed(images: Sequence[NDArray] | NDArray, **limit: float) -> list[str]:
 
 
 def _base64(array: NDArray) -> str:
+    # Little-endian, as Float32Array reads it on common processors.
     return base64.b64encode(array.astype("<f4").tobytes()).decode()

@@ -12,7 +12,7 @@ const means = floats(embedded.means);  // (K, H, W)
 const params = Object.fromEntries(Object.entries(embedded.arrays).map(
   ([name, { shape, data }]) => [name, { shape, data: floats(data) }]));
 
-/** Tell whether `forward` is there and agrees with Python about two test images. */
+/** Return whether `forward` exists and agrees with Python on two test images. */
 function agrees() {
   return typeof forward === "function" && expected.every((values, k) => {
     const pixels = (_, i) => k * (7919 * i % 256) / 255;  // as in render.py
@@ -49,8 +49,8 @@ function baseline(pixels) {
 const [pad, input] = [$("pad"), $("input")].map(  // the pad may be null
   (canvas) => canvas?.getContext("2d", { willReadFrequently: true }));
 const nothing = $("answer").textContent;
-let drawn = false;  // whether the models see what is on the pad
-let pen = null;  // where the pointer is while it draws
+let drawn = false;  // whether the models see the pad, not a mistake
+let pen = null;  // last position of the pointer in a stroke
 
 /** Return the pixels of a gray canvas, in [0, 1]. */
 function read(context) {
@@ -62,7 +62,7 @@ function blank(context) {
   context?.fillRect(0, 0, context.canvas.width, context.canvas.height);
 }
 
-/** Scale what is on the pad to what the models see. */
+/** Scale the drawing on the pad to the input of the models. */
 function scaleDrawing() {
   const { canvas } = pad;
   blank(input);
@@ -89,14 +89,14 @@ function scaleDrawing() {
   input.drawImage(canvas, left, top, w, h, x, y, w * scale, h * scale);
 }
 
-/** Format a probability; only 0 reads as none, and only 1 as all. */
+/** Format a probability; only 0 shows as 0.0 %, and only 1 as 100.0 %. */
 function percent(p) {
   const text = (100 * p).toFixed(1);
   if (text === "100.0" && p < 1) return "> 99.9 %";
   return text === "0.0" && p > 0 ? "< 0.1 %" : `${text} %`;
 }
 
-/** Fill a list with a bar per class; if there are many, with the first in an order. */
+/** Fill a list with a bar per class, or with only the first by score if there are many. */
 function showBars(list, { label, scores }, full, format, order) {
   const labels = classes.map((_, k) => k);
   if (bars < classes.length) labels.sort((j, k) => order * (scores[j] - scores[k]));
@@ -112,7 +112,7 @@ function showBars(list, { label, scores }, full, format, order) {
   }));
 }
 
-/** Classify what the models see; announce the answer if a stroke or an image is complete. */
+/** Classify the input; announce the answer once a stroke or an image is complete. */
 function update(announce) {
   if (drawn) scaleDrawing();
   const pixels = read(input);
@@ -176,6 +176,6 @@ function start() {
 
 try {
   if (agrees()) start();
-} finally {  // also where `forward` throws, being the twin of another model
+} finally {  // even if `forward` throws, as one for another model may
   $("stale").hidden = document.body.classList.contains("started");
 }

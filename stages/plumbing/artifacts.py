@@ -29,7 +29,7 @@ HISTORY = "metrics/history.csv"
 SENSITIVITY = "metrics/sensitivity.json"
 PREDICTIONS = "metrics/predictions.csv"
 REPORT = "metrics/report.html"
-DECIMALS = 6
+DECIMALS = 6  # the digits beyond can differ between machines
 
 
 def load_json(path: str) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def publish(outputs: Mapping[str, Any]) -> None:
 
     The suffix decides the format: `.npz` takes a mapping of arrays, `.json` a mapping,
     `.csv` an iterable of rows (mappings with the same keys, at least one), any other
-    suffix bytes, a string, or the Path of a file to copy. The same content makes the
-    same bytes. Rows are written one by one: an iterator need not hold them in memory.
+    suffix bytes, a string, or the Path of a file to copy. The same content gives
+    the same bytes. Rows are written one by one, so an iterator may exceed memory.
     Floats in JSON and CSV are rounded to six decimals.
     """
     for path in outputs:
@@ -67,6 +67,7 @@ def publish(outputs: Mapping[str, Any]) -> None:
             for path, content in outputs.items():
                 with open(temporary(path), "wb") as file:
                     _write(path, content, file)
+            # Only now that all are complete: a failure leaves no partial output.
             for path in outputs:
                 os.replace(temporary(path), path)
         except OSError as error:
@@ -81,10 +82,10 @@ def publish(outputs: Mapping[str, Any]) -> None:
 
 @contextmanager
 def scratch() -> Iterator[IO[bytes]]:
-    """Open an unnamed temporary file, which vanishes when closed.
+    """Open an unnamed temporary file, deleted when closed.
 
-    It lies on the repository's disk, since /tmp may be in memory, but not in the folder
-    of an output, where a stage may only read what it declares.
+    It is on the repository's disk, since /tmp may be in memory, but not in an output's
+    folder, where a stage may read only what it declares.
     """
     os.makedirs(SCRATCH, exist_ok=True)
     with _name_full_disk(SCRATCH), tempfile.TemporaryFile(dir=SCRATCH) as file:
@@ -116,17 +117,18 @@ def _one_writer(folder: str) -> Iterator[None]:
 
 def _write(path: str, content: Any, file: IO[bytes]) -> None:
     if path.endswith(".npz"):
-        from stages.plumbing import npz  # only here: download needs no NumPy
+        from stages.plumbing import npz  # deferred: download needs no NumPy
 
         npz.write(content, file)
     elif path.endswith(".json"):
-        # ASCII: DVC takes a file for binary if over 30 % of its start is not.
+        # ASCII, since DVC takes a file for binary if over 30 % of its start is not.
         text = json.dumps(_rounded(content), indent=2, allow_nan=False)
         file.write(f"{text}\n".encode())
     elif path.endswith(".csv"):
         text_file = io.TextIOWrapper(file, "utf-8", newline="")
         rows = iter(content)
         first = next(rows)  # names the columns
+        # The default line end is \r\n.
         writer = csv.DictWriter(text_file, list(first), lineterminator="\n")
         writer.writeheader()
         writer.writerows(_rounded(row) for row in itertools.chain([first], rows))
@@ -142,5 +144,5 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        return round(float(value), DECIMALS) + 0.0  # no -0.0
+        return round(float(value), DECIMALS) + 0.0  # turns -0.0 into 0.0
     return value

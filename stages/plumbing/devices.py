@@ -1,4 +1,4 @@
-"""The devices that compute together, in this process and in those started beside it."""
+"""Compute on all devices of this process and of those launched alongside it."""
 
 import threading
 import warnings
@@ -17,10 +17,10 @@ from stages.plumbing.errors import UserError
 from stages.plumbing.tensors import Split
 
 START_TIMEOUT = 60  # seconds
-HEARTBEAT_TIMEOUT = 10
-BLOCK_BYTES = 2**21  # images that a device evaluates at a time
-BATCHES_BYTES = 2**22  # images that all devices get at a time to train on
-KEPT_BYTES = 2**26  # a split of no more images stays on the devices between epochs
+HEARTBEAT_TIMEOUT = 10  # seconds
+BLOCK_BYTES = 2**21  # of images that each device evaluates at a time
+BATCHES_BYTES = 2**22  # of images sent to the devices at a time for training
+KEPT_BYTES = 2**26  # a split up to this size stays on the devices between epochs
 
 Rows = tuple[Array, Array]
 """Images (…, H, W) and labels (…)."""
@@ -28,10 +28,10 @@ Rows = tuple[Array, Array]
 
 @contextmanager
 def distributed() -> Iterator[None]:
-    """Compute together with the processes that a launcher started beside this one.
+    """Compute together with the processes that a launcher started alongside this one.
 
-    If they do not find each other, or if one ends early, the others end too, each with
-    one line on stderr.
+    If they cannot connect, or if one ends early, the others end, too, each with one
+    line on stderr.
     """
     if not (variable := runtime.launcher()):
         yield
@@ -47,6 +47,7 @@ def distributed() -> Iterator[None]:
     except BaseException as error:
         text = str(error)
         failed = isinstance(error, jax.errors.JaxRuntimeError)
+        # Out of memory is this process's own error, not a lost peer.
         lost_peer = failed and "RESOURCE_EXHAUSTED" not in text
         if lost_peer or "Unable to initialize backend" in text:
             error = UserError("another process of this job has ended: see its output")
@@ -54,11 +55,11 @@ def distributed() -> Iterator[None]:
 
 
 def _initialize(variable: str) -> None:
-    """Let JAX find the other processes by the variables that a launcher has set."""
+    """Connect to the other processes, which JAX finds by the launcher's variables."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # that jax[k8s] is missing
+        with warnings.catch_warnings(action="ignore"):  # jax[k8s] is missing
             jax.distributed.initialize(
-                initialization_timeout=2 * START_TIMEOUT,
+                initialization_timeout=2 * START_TIMEOUT,  # the timer fires first
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
                 shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
             )
@@ -73,15 +74,15 @@ def _initialize(variable: str) -> None:
 
 @cache
 def mesh() -> Mesh:
-    """Return all devices of all processes, in one row."""
+    """Return a one-dimensional mesh of all devices of all processes."""
     return Mesh(np.array(jax.devices()), ("device",))
 
 
 def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
-    """Return rows[order], the last axis of `order` sharded over the devices.
+    """Return rows[order], sharded over the devices along the last axis of `order`.
 
-    Each process reads its own share only. What cannot be shared evenly goes whole to
-    every device.
+    Each process reads only its own share. If the axis cannot be divided evenly, every
+    device gets a full copy.
     """
     axes: list[str | None] = [None] * order.ndim
     if order.shape[-1] % jax.device_count() == 0:
@@ -92,12 +93,12 @@ def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
 
 
 def everywhere() -> NamedSharding:
-    """Return the sharding that gives every device all of an array."""
+    """Return the sharding that copies an array to every device."""
     return NamedSharding(mesh(), PartitionSpec())
 
 
 class Blocks:
-    """A split to loop over in blocks; a small one stays on the devices."""
+    """A split to iterate over in blocks; a small one stays on the devices."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -108,6 +109,7 @@ class Blocks:
         if self._kept:
             return iter(self._kept)
         images = self._split.images
+        # At least one image per device, however large it is.
         size = jax.device_count() * max(BLOCK_BYTES // images[0].size, 1)
         blocks = pieces(self._split, np.arange(len(images)), size)
         if images.nbytes <= KEPT_BYTES:
@@ -117,7 +119,7 @@ class Blocks:
 
 
 def batches(split: Split, order: NDArray[np.integer]) -> Iterator[Rows]:
-    """Yield some batches of `order` (steps, B) at a time."""
+    """Yield the batches of `order` (steps, B), several at a time."""
     size = max(BATCHES_BYTES // (order.shape[1] * split.images[0].size), 1)
     return pieces(split, order, size)
 
@@ -130,14 +132,14 @@ def pieces(split: Split, order: NDArray[np.integer], size: int) -> Iterator[Rows
 
 
 def check_batch_size(batch_size: int, images: int) -> None:
-    """Raise UserError unless a batch can be filled, and shared by the devices."""
+    """Raise UserError unless a batch can be filled and divided among the devices."""
     if batch_size > images:
         raise UserError(
-            f"train.batch_size: {batch_size} is more than the training images: "
-            f"allowed are 1 to {images}"
+            f"train.batch_size: {batch_size} exceeds the number of training images: "
+            f"use 1 to {images}"
         )
     if batch_size % (count := jax.device_count()):
         raise UserError(
             f"train.batch_size: {batch_size} cannot be divided among {count} "
-            f"devices: take a multiple of {count}"
+            f"devices: use a multiple of {count}"
         )

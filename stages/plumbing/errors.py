@@ -6,7 +6,7 @@ import os
 from hermetic import UndeclaredAccess
 
 OUT_OF_MEMORY = (
-    "out of memory: take fewer classes (data.classes) or smaller images (data.size)"
+    "out of memory: use fewer classes (data.classes) or smaller images (data.size)"
 )
 
 
@@ -20,20 +20,20 @@ def damaged(path: str, reason: str) -> UserError:
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM; no Exception, so that no library handles it as its own."""
+    """SIGINT or SIGTERM; not an Exception, so that no library swallows it."""
 
 
 def one_line(error: BaseException) -> str | None:
-    """Describe an error on one line; None for a bug, which deserves its traceback."""
+    """Describe an error on one line; return None for a bug, which needs a traceback."""
     match error:
         case UserError() | Stopped() | UndeclaredAccess():
             text = str(error)
         case MemoryError() | OSError(errno=errno.ENOMEM):
             text = OUT_OF_MEMORY
-        case _ if "RESOURCE_EXHAUSTED" in str(error):  # JAX's own, of any type
+        case _ if "RESOURCE_EXHAUSTED" in str(error):  # from JAX, as any type
             text = OUT_OF_MEMORY
         case OSError(strerror=reason, filename=name) if reason:
             text = f"{os.fsdecode(name)}: {reason}" if name else reason
         case _:
             return None
-    return " ".join(text.split())
+    return " ".join(text.split())  # a file name, too, can hold a newline

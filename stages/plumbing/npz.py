@@ -1,4 +1,4 @@
-"""Arrays in npz files: reproducible when written, checked when read."""
+"""Read and write npz files: checked when read, reproducible when written."""
 
 import errno
 import os
@@ -24,12 +24,13 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Load the arrays named in `dtypes` from an npz file, without pickle.
 
-    A name that ends with a slash means every array whose name starts with it. Arrays
+    A name that ends with a slash selects every array with that prefix. Arrays
     in `mapped` are memory-mapped. Raises UserError if the file is missing or damaged
     (`verify=False` skips the checksums of mapped arrays), or if a dtype differs.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:  # a pickle can run any code
+            # Reading an array checks its CRC, but mapping one does not.
             if verify and (member := file.zip.testzip()):
                 raise ValueError(f"Bad CRC-32 of {member}")
             dtypes = {
@@ -48,6 +49,7 @@ def load_arrays(
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise many types
+        # An I/O error does not mean that the file is damaged.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise damaged(path, str(error)) from None
@@ -84,8 +86,8 @@ def find_content(file: int, member: zipfile.ZipInfo) -> int:
 
     Raises BadZipFile or struct.error if the member's header is damaged.
     """
-    # The central directory has only the header's offset; name and extra field follow
-    # the header, and may be longer there than in the directory.
+    # The central directory has only the header's offset. The name and the extra field
+    # follow the header, and can be longer than those in the directory.
     header = os.pread(file, HEADER.size, member.header_offset)
     magic, name_size, extra_size = HEADER.unpack(header)
     if magic != b"PK\3\4":
@@ -95,10 +97,10 @@ def find_content(file: int, member: zipfile.ZipInfo) -> int:
 
 def write(arrays: Mapping[str, NDArray[Any]], file: IO[bytes]) -> None:
     """Write arrays one by one; the same arrays make the same bytes."""
-    # Not np.savez: its bytes differ between versions of Python.
+    # Not np.savez, whose bytes differ between Python versions.
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980-01-01
+            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980-01-01, not now
             large = array.nbytes > 2**31 - 2**20  # leaves room for the npy header
             with archive.open(info, "w", force_zip64=large) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)

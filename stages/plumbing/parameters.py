@@ -1,4 +1,4 @@
-"""The parameters of params.yaml: one typed, bounded structure per section."""
+"""Load params.yaml into one typed, bounded structure per section."""
 
 import inspect
 import re
@@ -13,22 +13,26 @@ from stages.plumbing.errors import UserError
 
 FILE = "params.yaml"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+# An upper bound also refuses .inf, which YAML allows.
 NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 MAX_SIDE = 4096
 Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
-MIN_CLASSES, MAX_CLASSES = 2, 256
+MIN_CLASSES, MAX_CLASSES = 2, 256  # labels are uint8
 Folder = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^/\\]+$")]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One top-level key of params.yaml."""
+    """One top-level key of params.yaml.
+
+    Frozen, so it can be hashed: jax.jit takes one as a static argument.
+    """
 
 
 S = TypeVar("S", bound=Section)
 
 
 def _repeated(names: tuple[str, ...]) -> str | None:
-    """Return the first duplicate, comparing NFC; None if there is none."""
+    """Return the first duplicate in Unicode NFC, or None."""
     normal = [unicodedata.normalize("NFC", name) for name in names]
     return next((name for name in normal if normal.count(name) > 1), None)
 
@@ -65,6 +69,7 @@ class Data(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if name := _repeated(self.classes):
+            # Written as msgspec does, for _explain to find the key.
             raise ValueError(f"{name!r} is listed twice - at `$.classes`")
 
 
@@ -75,7 +80,7 @@ class Baseline(Section, frozen=True):
 
 
 class Train(Section, frozen=True):
-    """How the linear model is trained."""
+    """How the model is trained."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
     loss: Literal["squared_error", "brier", "absolute", "log_loss"]
@@ -94,7 +99,7 @@ class Report(Section, frozen=True):
 
 
 def settings(init: Callable[..., Any]) -> Any:
-    """Return the section `model`: the arguments of `init` that have a default."""
+    """Return the section `model`: the arguments of `init` with defaults."""
     arguments = inspect.signature(init).parameters.values()
     fields = [(a.name, a.annotation) for a in arguments if a.default is not a.empty]
     return msgspec.defstruct(
@@ -113,7 +118,7 @@ def load(section: type[S]) -> S:
 
 
 def read(name: str) -> Any:
-    """Read one section of params.yaml; raises the errors of `load`."""
+    """Read one section of params.yaml, unchecked; raises like `load`."""
     try:
         return hermetic.read_params(name, FILE)
     except FileNotFoundError:
@@ -134,7 +139,7 @@ def read(name: str) -> Any:
 
 
 def check(section: type[S], values: Any) -> S:
-    """Check the values of a section; raises the errors of `load`."""
+    """Check the values of a section; raises like `load`."""
     try:
         return msgspec.convert(values, section)
     except msgspec.ValidationError as error:
@@ -144,7 +149,7 @@ def check(section: type[S], values: Any) -> S:
 def _explain(
     error: msgspec.ValidationError, values: Any, section: type[Section]
 ) -> str:
-    """Add key, value and allowed values to an error message of msgspec.
+    """Add the key, its value and the allowed values to msgspec's error message.
 
     The message ends with the path of the key, as in "… - at `$.classes[0]`".
     """
@@ -156,11 +161,12 @@ def _explain(
         value = value[int(step)] if isinstance(value, list) else value[step]
     if "unknown field" in reason and not path:
         known = ", ".join(section.__struct_fields__)
-        return f"{key}: {reason[:120]}: known are {known}"
+        return f"{key}: {reason[:120]}: known keys are {known}"
     if isinstance(value, dict | list):  # too long to show
         return f"{key}: {reason[:120]}"
     shown = str(value)[:60]
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    # The strings of a Literal: msgspec does not list them.
     allowed = get_args(fields.get(path.removeprefix(".")))
     if allowed and all(isinstance(name, str) for name in allowed):
         reason = f"Expected one of {', '.join(allowed)}"

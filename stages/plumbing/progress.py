@@ -10,9 +10,9 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], description: str, unit: str, total: int | None = None
 ) -> Iterable[T]:
-    """Show a progress bar for `items` if stderr is a terminal, after a second."""
+    """Return `items`, with a progress bar after a second if stderr is a terminal."""
     if not sys.stderr.isatty():
         return items
-    from tqdm import tqdm  # only here: importing it takes 30 ms
+    from tqdm import tqdm  # deferred: importing it takes 30 ms
 
     return tqdm(items, description, total, unit=f" {unit}", delay=1)

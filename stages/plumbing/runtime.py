@@ -1,4 +1,4 @@
-"""How a process starts and ends: a pinned environment, hermetic, one-line errors."""
+"""Start and end a process: pinned environment, hermetic stage, one-line errors."""
 
 import atexit
 import gc
@@ -24,24 +24,25 @@ CACHE = os.path.join(sys.prefix, "cache")
 SCRATCH = ".dvc/tmp/scratch"
 """The folder for large temporary files, on the repository's disk."""
 
-# Variables with these prefixes change results though no file declares them. They are
-# dropped, then PINNED is set. To use an accelerator, edit JAX_PLATFORMS here: every
-# stage depends on this file.
+# Environment variables with these prefixes can change results unknown to DVC. Drop
+# them, then set PINNED. To use an accelerator, edit JAX_PLATFORMS here: every stage
+# depends on this file, so DVC reruns them.
 DROPPED = ("JAX_", "XLA_", "NPY_", "OPENBLAS_CORETYPE")
 PINNED = {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": os.path.join(CACHE, "jax"),
+    # By default, JAX does not cache what compiles in under a second.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    # No threads before preprocess forks, and one order of the sums in report.
+    # With threads, the fork in preprocess could hang, and sums in report would vary.
     "OPENBLAS_NUM_THREADS": "1",
 }
 if os.uname().machine == "x86_64":
-    # The width of the vectors decides the order of a sum. Pinned to AVX2, every x86-64
+    # The SIMD width determines the order of summation. Pinned to AVX2, every x86-64
     # processor writes the same bytes.
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
 
 LAUNCHERS = {
-    # A variable that is set for every process, and by what.
+    # The variable set for every process, and the launcher that sets it.
     "OMPI_COMM_WORLD_RANK": "mpirun of Open MPI 4",
     "SLURM_STEP_NODELIST": "srun of Slurm",
     "JOB_COMPLETION_INDEX": "a Kubernetes job, with jax[k8s] installed",
@@ -59,28 +60,29 @@ def start(stage: str) -> None:
     """
     explain_errors(stage)
     pin()
-    # A stage is short and allocates mostly modules: by default, looking for garbage
-    # among them takes a fifth of its time.
+    # A stage is short and allocates mostly modules. With the default threshold, a fifth
+    # of its time would go into searching them for garbage.
     gc.set_threshold(100_000)
-    atexit.register(gc.freeze)
+    atexit.register(gc.freeze)  # no search at exit, either
     hermetic.enforce(stage, allow=allowed(stage))
+    # After `enforce`, which checks that dvc.yaml declares the lock.
     site_packages = os.listdir(sysconfig.get_path("purelib"))
     check_environment(Path(LOCK).read_text("utf-8"), site_packages)
 
 
 def pin() -> None:
-    """Pin the environment, before NumPy and JAX are imported, which read it then."""
+    """Pin the environment variables that NumPy and JAX will read when imported."""
     for name in [name for name in os.environ if name.startswith(DROPPED)]:
         del os.environ[name]
     os.environ.update(PINNED)
 
 
 def allowed(stage: str) -> list[str]:
-    """Return what a stage may use though dvc.yaml does not declare it."""
+    """Return what a stage may use beyond what dvc.yaml declares."""
     places = [f"{CACHE}/"]
     if stage == "preprocess":
         places.append(f"{SCRATCH}/")
-    if stage == "download":  # its one source: the digest fixes what comes from there
+    if stage == "download":  # its only source: the digest pins the content
         from stages.plumbing import parameters
 
         places.append(parameters.load(parameters.Download).url)
@@ -90,15 +92,15 @@ def allowed(stage: str) -> list[str]:
 
 
 def launcher() -> str | None:
-    """Return the variable by which a launcher started this process among others."""
+    """Return the variable that a launcher of several processes set, or None."""
     return next((name for name in LAUNCHERS if name in os.environ), None)
 
 
 def check_environment(lock: str, installed: Iterable[str]) -> None:
-    """Raise UserError if a package is installed in another version than is locked.
+    """Raise UserError if an installed package has another version than the lock.
 
-    `lock` is the text of requirements.txt; `installed` are the names of the folders
-    in site-packages, NAME-VERSION.dist-info among them.
+    `lock` is the text of requirements.txt; `installed` lists the folders in
+    site-packages, among them NAME-VERSION.dist-info.
     """
     pins = re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE)
     locked = {(name.replace("-", "_"), version) for name, version in pins}
@@ -118,8 +120,8 @@ def check_environment(lock: str, installed: Iterable[str]) -> None:
 def explain_errors(command: str) -> None:
     """From now on, print an error the user can fix as one line: `command: error`.
 
-    SIGINT and SIGTERM raise Stopped, which is such an error. What a terminal's encoding
-    lacks is printed with backslashes.
+    SIGINT and SIGTERM raise Stopped, which is such an error. Characters that the
+    terminal cannot encode are printed as backslash escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -134,7 +136,7 @@ def explain_errors(command: str) -> None:
             sys.__excepthook__(kind, error, trace)
             return
         print(f"{command}: {text}", file=sys.stderr)
-        sys.excepthook = lambda *_: None  # one line, whatever follows from it
+        sys.excepthook = lambda *_: None  # one line, even if more errors follow
         sys.unraisablehook = lambda _: None
 
     sys.excepthook = explain
@@ -150,7 +152,7 @@ def _stop(number: int, _: object) -> NoReturn:
 
 
 def _unraisable(dropped: Any) -> None:
-    """End the process where C code that called Python drops Stopped and goes on."""
+    """End the process if C code that called Python ignores Stopped."""
     if isinstance(dropped.exc_value, Stopped):
         give_up(dropped.exc_value)
     sys.__unraisablehook__(dropped)
@@ -158,7 +160,7 @@ def _unraisable(dropped: Any) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM: an interrupted import of a C library crashes."""
+    """Block SIGINT and SIGTERM: interrupting the import of a C library crashes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield

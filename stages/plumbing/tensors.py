@@ -84,12 +84,13 @@ def parse_decoding(path: str, array: NDArray[np.str_]) -> Decoding:
     try:
         fields = json.loads(str(array))
         size = fields.pop("size")
+        # JSON has turned the tuple into a list.
         return Decoding(size=tuple(size) if size else None, **fields)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(path, f"decoding: {error}") from None
 
 
 def digest_image(image: NDArray[np.uint8]) -> str:
-    """Return a digest of the shape and the pixels of an image, the same anywhere."""
+    """Return a digest of an image's shape and pixels, the same on every machine."""
     content = f"{image.shape}".encode() + image.tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -35,13 +35,13 @@ def forked(
     order, or UserError if a worker was killed. Workers are forked here, so `work` may
     refer to any object of this process; they end with the `with` block.
     """
-    if min(processes, len(jobs)) < 2:
-        yield _done_here(work, jobs)
+    if min(processes, len(jobs)) < 2:  # not worth a fork
+        yield _run_here(work, jobs)
         return
     # Unlike multiprocessing.Pool, this pool notices when a worker is killed. With fork,
-    # it starts all processes before its own threads, which a fork would not survive.
+    # it starts all processes before its own threads, as forking with threads can hang.
     context = multiprocessing.get_context("fork")
-    others = set(multiprocessing.active_children())
+    others = set(multiprocessing.active_children())  # not to be killed
     pool = ProcessPoolExecutor(processes, context, _start_worker, (work,))
     try:
         # Workers inherit the blocked signals, and unblock them in _start_worker.
@@ -49,7 +49,7 @@ def forked(
             # Not pool.map, which cancels pending futures when interrupted: up to Python
             # 3.11, killing the workers after that ends in a traceback.
             futures = [pool.submit(_do, job) for job in jobs]
-        yield _done_there(jobs, futures)
+        yield _wait_for(jobs, futures)
     except BaseException as error:
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
@@ -63,22 +63,22 @@ def forked(
         pool.shutdown(cancel_futures=True)
 
 
-def _done_here(work: Callable[[T], None], jobs: Sequence[T]) -> Iterator[T]:
+def _run_here(work: Callable[[T], None], jobs: Sequence[T]) -> Iterator[T]:
     for job in jobs:
         work(job)
         yield job
 
 
-def _done_there(jobs: Sequence[T], futures: Sequence[Future[None]]) -> Iterator[T]:
+def _wait_for(jobs: Sequence[T], futures: Sequence[Future[None]]) -> Iterator[T]:
     for job, future in zip(jobs, futures, strict=True):
-        future.result()
+        future.result()  # raises the worker's error
         yield job
 
 
 def _start_worker(work: Callable[[Any], None]) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this on Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, runtime.STOPS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -86,7 +86,7 @@ def _start_worker(work: Callable[[Any], None]) -> None:
 
 def _end_with_parent() -> None:
     if parent := multiprocessing.parent_process():
-        parent.join()
+        parent.join()  # returns when the parent has ended, even if killed
         os._exit(1)
 
 

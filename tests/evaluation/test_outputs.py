@@ -62,7 +62,7 @@ def test_the_loss_decides_what_the_outputs_mean(loss, pair, several):
     if several:
         assert outputs_of(loss, 3) == several
     else:
-        with pytest.raises(UserError, match="take log_loss for 3 classes"):
+        with pytest.raises(UserError, match="use log_loss for 3 classes"):
             outputs_of(loss, 3)
 
 

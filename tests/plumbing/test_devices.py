@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(clone):
     set_device_count(clone, 8)
     edit(clone / "params.yaml", "batch_size: 64", "batch_size: 63")
     done = run(clone, *TRAIN)
-    reason = "cannot be divided among 8 devices: take a multiple of 8"
+    reason = "cannot be divided among 8 devices: use a multiple of 8"
     assert done.stderr == f"train: train.batch_size: 63 {reason}\n"
     assert done.returncode == 1
 

@@ -53,7 +53,8 @@ def test_a_section_has_just_the_keys_that_the_repository_has(section):
     write(**{section: params | {"größe": 1}})
     unknown = f"{section}: Object contains unknown field `größe`"
     assert (
-        error_line(section) == f"params.yaml: {unknown}: known are {', '.join(params)}"
+        error_line(section)
+        == f"params.yaml: {unknown}: known keys are {', '.join(params)}"
     )
     for key in params:
         write(**{section: {name: params[name] for name in params if name != key}})

@@ -156,7 +156,7 @@ def test_the_batch_size_is_compared_only_with_tensors_of_these_parameters(
     """Others may have fewer images than those that are going to be made."""
     edit(restored / PARAMS, "batch_size: 64", "batch_size: 20000")
     (line,) = check(restored)
-    assert line.endswith("is more than the training images: allowed are 1 to 12396")
+    assert line.endswith("exceeds the number of training images: use 1 to 12396")
     edit(restored / PARAMS, "grayscale: false", "grayscale: true")
     assert check(restored) == []
     edit(restored / PARAMS, "grayscale: true", "grayscale: false")

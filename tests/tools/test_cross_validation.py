@@ -37,5 +37,5 @@ def test_a_loss_that_cannot_learn_the_classes_is_refused(built, tmp_path):
     tensors = str(tmp_path / "tensors.npz")
     artifacts.publish({tensors: {"train_images": images, "train_labels": labels}})
     done = run(built, *COMMAND, "--tensors", tensors, "--losses", "absolute")
-    message = "absolute learns pairs of classes only: take log_loss for 3 classes"
+    message = "absolute learns pairs of classes only: use log_loss for 3 classes"
     assert done.stderr == f"cross_validation: train.loss: {message}\n"
