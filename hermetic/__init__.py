@@ -1,16 +1,16 @@
 """Enforce that a DVC stage reads and writes only what dvc.yaml declares for it.
 
-DVC reruns a stage when something that dvc.yaml declares has changed, but cannot know
-what the stage really reads. After `enforce`, reading a file of the repository or
-importing it needs a line in `deps`, writing one needs a line in `outs` (or `metrics` or
-`plots`), and reading a parameter needs a line in `params`. Other modules come from the
+DVC reruns a stage when something declared in dvc.yaml has changed, but cannot know what
+the stage actually reads. After `enforce`, reading or importing a file in the repository
+needs a line in `deps`, writing one needs a line in `outs` (or `metrics` or `plots`),
+and reading a parameter needs a line in `params`. Other modules must come from the
 standard library or the stage's environment. The network and files outside the
 repository are forbidden unless `enforce` allows them. The error names the stage, the
 path and the line to add.
 
 Python calls an audit hook (PEP 578) before it opens a file, and the hook may raise. On
-Linux, Landlock restricts C code and other programs in the kernel, too; elsewhere,
-programs may not be started. Neither sees stat and exists, and both catch mistakes, not
+Linux, Landlock also restricts C code and other programs, in the kernel; elsewhere,
+starting programs is forbidden. Neither sees stat or exists. Both catch mistakes, not
 attackers. See README.md.
 """
 
@@ -43,13 +43,13 @@ _is_reported = False
 
 
 def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> None:
-    """From now on, raise UndeclaredAccess for what dvc.yaml does not declare.
+    """From now on, raise UndeclaredAccess for anything that dvc.yaml does not declare.
 
     The stage is the one that DVC is running, or else `stage`; without either, do
-    nothing. `allow` lists what else the stage may use, for which the owner of the
-    pipeline answers: files and folders to read and write (`~` is the home; a folder
-    with a trailing slash is made if it is missing), and URLs, any of which allows the
-    network. Raises UndeclaredAccess for modules that are already imported, too.
+    nothing. `allow` lists what else the stage may use, at the pipeline owner's risk:
+    files and folders to read and write (`~` is the home; a folder with a trailing slash
+    is created if missing), and URLs, any of which allows the network. Raises
+    UndeclaredAccess for modules that are already imported, too.
 
     After a violation inside the repository or by an import, nothing can be written, and
     the exit status is 1, even if the error is swallowed, here or in a child process.
@@ -69,6 +69,8 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> None:
     if RECORD in os.environ:
         for path, key in [*((dep, "") for dep in declared.deps), *declared.params]:
             _hook.record(path, key)
+    # This package, too, determines what a stage does. Then check what was imported
+    # before there was a hook.
     _hook.check_read(os.path.dirname(__file__))
     for module in list(sys.modules.values()):
         if isinstance(file := getattr(module, "__file__", None), str):
@@ -115,7 +117,7 @@ def _report_violations(hook: AuditHook) -> None:
         if violation and str(violation) != str(error):
             violation.__cause__ = error.with_traceback(trace)
             kind, error, trace = type(violation), violation, None
-        if sys._getframe().f_back:  # called by a program that may go on to os._exit
+        if sys._getframe().f_back:  # called directly, maybe before os._exit
             _clean_up(hook)
         previous(kind, error, trace)
 
@@ -135,7 +137,7 @@ def _report_violations(hook: AuditHook) -> None:
 
 
 def _clean_up(hook: AuditHook) -> None:
-    """Remove what was made for this process, as the kernel allows it."""
+    """Remove the folders made for this process; the sandbox allows that."""
     if os.getpid() == _owner:
         with hook.paused():
             shutil.rmtree(hook.policy.scratch, ignore_errors=True)
@@ -144,11 +146,11 @@ def _clean_up(hook: AuditHook) -> None:
 
 
 def read_params(key: str = "", file: str = "params.yaml") -> Any:
-    """Read a dotted key of a parameter file; outside of a stage, any key.
+    """Read a dotted key of a parameter file; outside a stage, any key.
 
-    If a stage declares only some keys below this one, returns a mapping with these;
-    without a key, everything that it declares. Raises UndeclaredAccess if it declares
-    none of that, KeyError if the file lacks the key, and OSError, UnicodeDecodeError or
+    If the stage declares only some keys below this one, returns a mapping of those;
+    without a key, of all that it declares. Raises UndeclaredAccess if it declares none
+    of them, KeyError if the file lacks the key, and OSError, UnicodeDecodeError or
     the error of the format's parser if the file cannot be read.
     """
     if _hook:

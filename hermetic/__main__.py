@@ -1,9 +1,9 @@
-"""Run stages and list the first line that used each thing they declare.
+"""Run stages and list the first line that used each declared dep and param.
 
     python -m hermetic [TARGET …]
 
-runs `dvc repro --force`. The exit status is 1 if anything is declared twice or not
-used. What only C code or other programs read is not seen.
+runs `dvc repro --force`. The exit status is 1 if anything is declared twice or unused.
+Reads by C code or other programs are not seen.
 """
 
 import json
@@ -17,7 +17,7 @@ from .hook import RECORD
 
 
 def main() -> int:
-    """Return the exit status of DVC, or else 1 if a dep or param is superfluous."""
+    """Return DVC's exit status, or 1 if a dep or param is superfluous."""
     stages: dict[str, dict[str, str]] = defaultdict(dict)
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as file:
         command = [sys.executable, "-m", "dvc", "repro", "--force", *sys.argv[1:]]

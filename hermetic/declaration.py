@@ -32,7 +32,7 @@ class Declaration(NamedTuple):
     root: str
     """The repository: the nearest folder above dvc.yaml with .dvc or .git."""
     base: str
-    """The folder in which the stage runs; its paths are relative to it."""
+    """The folder in which the stage runs, and to which its paths are relative."""
     deps: frozenset[str]
     outs: frozenset[str]
     params: frozenset[tuple[str, str]]
@@ -61,7 +61,7 @@ def declaration(
             if name in stages:
                 return _declaration(name, stages, str(above))
         if (above / ".dvc").is_dir():
-            break
+            break  # the root of the repository
     raise UndeclaredAccess(
         f"stage {name} is in no dvc.yaml in or above {folder}: "
         "set its wdir in or below the folder of dvc.yaml"
@@ -73,7 +73,7 @@ def _read_stages(folder: str) -> dict[str, Any]:
     file = os.path.join(folder, "dvc.yaml")
     text = Path(file).read_text("utf-8")
     if re.search(r"\$\{|\bforeach:|\bmatrix:", text):
-        # Half a second, so only for files that need it.
+        # Importing this takes half a second, so only for files that need it.
         from dvc.dvcfile import load_file
         from dvc.repo import Repo
 
@@ -143,7 +143,7 @@ def absolute(path: str, base: str = ".") -> str:
 
 def covering(path: str, declared: Iterable[str]) -> str | None:
     """Return the declared path that is `path` or a folder above it, if any."""
-    for candidate in declared:
+    for candidate in declared:  # with slashes, so that `data` does not cover `data2`
         if f"{path}/".startswith(f"{candidate.rstrip(os.sep)}/"):
             return candidate
     return None

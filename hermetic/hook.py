@@ -1,4 +1,4 @@
-"""Refuse what dvc.yaml does not declare, wherever it goes through Python."""
+"""Refuse accesses through Python that dvc.yaml does not declare."""
 
 import importlib.util
 import os
@@ -17,11 +17,11 @@ from .policy import SYSTEM, Policy
 RECORD = "HERMETIC_RECORD"
 """Environment variable: path of the access log that `python -m hermetic` reads."""
 
-SHARED_MEMORY = "/dev/shm"  # in /dev, but another run may have left something there
+SHARED_MEMORY = "/dev/shm"  # in /dev, but may hold leftovers of another run
 TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES: dict[str, list[tuple[int, int | None]]] = {
-    # By event: the positions of a path in its arguments and of the path's dir_fd.
+    # By event: the argument positions of each path and its dir_fd.
     "os.rename": [(0, 2), (1, 3)],
     "os.link": [(0, 2), (1, 3)],
     "os.symlink": [(1, 2)],
@@ -33,8 +33,8 @@ CHANGES: dict[str, list[tuple[int, int | None]]] = {
 }
 LISTINGS = {"os.listdir", "os.scandir"}
 IMPORTERS = {
-    # Modules that list every folder of sys.path to find modules and packages. What is
-    # then imported is checked by itself.
+    # Modules that list every folder of sys.path to find modules and packages. The
+    # imports themselves are checked separately.
     *("importlib._bootstrap_external", "_frozen_importlib_external"),
     *("importlib.metadata", "pkg_resources"),
 }
@@ -64,7 +64,7 @@ class AuditHook:
     def __init__(
         self, policy: Policy, texts: Mapping[str, bytes] | None = None
     ) -> None:
-        """Read the parameter files, unless the process that started this one did."""
+        """Read the parameter files, unless the parent process has."""
         self.policy, self.declared = policy, policy.declared
         self.texts = dict(texts or {})
         """Parameter files by path: the kernel may deny reading them later."""
@@ -101,7 +101,7 @@ class AuditHook:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise UndeclaredAccess if the policy forbids what is about to happen."""
         if event not in EVENTS or self.is_paused:
-            return  # soon: importing JAX raises ten thousand events
+            return  # early: importing JAX raises ten thousand events
         if event == "open":
             path, _, flags = arguments
             if isinstance(path, str | bytes):
@@ -211,12 +211,14 @@ class AuditHook:
         policy, outs = self.policy, self.declared.outs
         path = absolute(path)
         folder, name = os.path.split(path)
+        # Python's own cache, which changes no results.
         if "__pycache__" in (name, os.path.basename(folder)):
             return
         if covering(path, [*policy.allowed, policy.scratch, *TERMINALS]):
             return
         if violation := self.violation:
             raise violation
+        # A folder above an out may be created.
         has_out = any(out.startswith(path + os.sep) for out in outs)
         if covering(path, outs) or has_out or path in policy.temporary_outs:
             return
@@ -258,8 +260,8 @@ class AuditHook:
             self.record(path, key, self._line())
 
     def record(self, path: str, key: str, line: str = "") -> None:
-        """Log a dep or param with the line that used it first, if any did."""
-        import json
+        """Log a dep or param and the line that first used it, if any."""
+        import json  # deferred: only `python -m hermetic` needs it
 
         name = self.policy.relative(path) + (f": {key}" if key else "")
         entry = {"stage": self.declared.stage, "declared": name, "line": line}
@@ -267,7 +269,7 @@ class AuditHook:
             file.write(f"{json.dumps(entry)}\n")
 
     def _line(self) -> str:
-        """Return the current line of the repository's own code."""
+        """Return the innermost current line of the repository's own code."""
         for frame in _callers():
             file = absolute(frame.f_code.co_filename)
             is_other = "<" in file or self.policy.is_installed(file, is_module=True)
@@ -281,7 +283,7 @@ class AuditHook:
         return self._remember(access, remedy.format(what))
 
     def _remember(self, access: str, remedy: str) -> UndeclaredAccess:
-        """Return an error; if it is the first, keep it: others may follow from it."""
+        """Return an error; keep the first one, as later ones may follow from it."""
         error = self._error(access, remedy)
         if not self.violation:
             self._violation = str(error)
@@ -304,7 +306,7 @@ def _callers() -> Iterator[FrameType]:
 
 
 def _in_folder(path: str, folder: int) -> str:
-    """Join `path` to an open folder, on Linux, which knows its name."""
+    """Join `path` to an open folder; only Linux can tell the folder's name."""
     link = f"/proc/self/fd/{folder}"
     if folder >= 0 and os.path.exists(link):
         return os.path.join(os.readlink(link), path)

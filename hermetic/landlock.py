@@ -1,8 +1,8 @@
-"""Restrict the files that a process may use, its C code and programs included.
+"""Restrict which files a process may use, including its C code and programs.
 
 Landlock (Linux 5.13 and later) takes a list of files and folders with the access to
-each, and denies everything else with EACCES, irrevocably, to this thread and everything
-that it starts. See landlock(7) and linux/landlock.h for the numbers.
+each, and denies everything else with EACCES, irrevocably, for this thread and anything
+it starts. See landlock(7) and linux/landlock.h for the numbers.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def _system_call(number: int, *arguments: Any) -> int:
 
 def _succeed(number: int, *arguments: Any) -> int:
     if (result := _system_call(number, *arguments)) < 0:
-        raise OSError(ctypes.get_errno(), "Landlock fails")
+        raise OSError(ctypes.get_errno(), "Landlock failed")
     return result
 
 
@@ -51,14 +51,15 @@ def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
     """Allow READ, WRITE or both by path, and deny everything else.
 
     The access to a folder includes everything in it. Paths that do not exist are
-    skipped. Never denied: listing a folder, asking for a file's size or times, and
-    using a file that is already open. Without `network`, TCP is denied where the
-    kernel can (version 4). Returns whether the kernel supports Landlock.
+    skipped. Never denied: listing a folder, getting a file's size or times, and using
+    a file that is already open. Without `network`, TCP is denied if the kernel supports
+    that (version 4). Returns whether the kernel supports Landlock.
     """
     known = version()
     if not known:
         return False
     files = READ | WRITE
+    # An older kernel rejects flags that it does not know.
     files &= ~(REFER if known < 2 else 0) & ~(TRUNCATE if known < 3 else 0)
     handled = struct.pack("Q", files)
     if known >= 4:
@@ -81,7 +82,7 @@ def _add(rules: int, path: str, access: int) -> None:
         return
     try:
         if not stat.S_ISDIR(os.fstat(handle).st_mode):
-            access &= OF_FILES
+            access &= OF_FILES  # the kernel rejects rights that only folders have
         if access:
             rule = struct.pack("=Qi", access, handle)
             _succeed(ADD_RULE, rules, PATH_BENEATH, rule, 0)
@@ -90,7 +91,7 @@ def _add(rules: int, path: str, access: int) -> None:
 
 
 def except_for(excluded: str, folder: str) -> list[str]:
-    """Return paths that together are all of a folder except for `excluded`."""
+    """Return paths that together cover a folder except for `excluded`."""
     if not f"{excluded}/".startswith(folder.rstrip("/") + "/"):
         return [folder]
     if excluded == folder:

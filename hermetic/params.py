@@ -1,4 +1,4 @@
-"""Read parameter files as DVC reads them; show a stage only what it declares."""
+"""Read parameter files as DVC does; show a stage only what it declares."""
 
 import os
 from collections.abc import Callable, Collection
@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML 1.2 with the library that DVC uses; {} if there is nothing in it."""
-    from ruamel.yaml import YAML  # takes 20 ms, and not every process reads YAML
+    """Parse YAML 1.2 with DVC's own library; return {} for an empty document."""
+    from ruamel.yaml import YAML  # deferred: takes 20 ms
     from ruamel.yaml.error import FileMark, MarkedYAMLError
 
     try:
@@ -17,7 +17,7 @@ def parse_yaml(text: str) -> Any:
     except MarkedYAMLError as error:
         last = text.rstrip().count("\n")
         if error.problem_mark and error.problem_mark.line > last:
-            # libyaml takes the end of the text for a line of its own.
+            # libyaml counts the end of the text as another line.
             error.problem_mark = FileMark("", 0, last, 0)
         raise
 
@@ -38,7 +38,7 @@ def parse(text: str, file: str) -> Any:
 
             return tomllib.loads(text)
         case ".py":
-            from dvc.utils.serialize import parse_py  # takes 0.1 s
+            from dvc.utils.serialize import parse_py  # deferred: takes 0.1 s
 
             return parse_py(text, file)
     return parse_yaml(text)
@@ -59,7 +59,7 @@ class Params(dict[str, Any]):
         return super().__contains__(name) or self.__missing__(name)
 
     def get(self, name: str, _default: Any = None) -> Any:
-        """Return a value; there is no default for an undeclared key."""
+        """Return a value; a default would hide an undeclared key."""
         return self[name]
 
     setdefault = get
@@ -71,7 +71,7 @@ class Params(dict[str, Any]):
         return value
 
     def __reduce__(self) -> Any:
-        return dict, (dict(self),)  # copies are plain, in other processes, too
+        return dict, (dict(self),)  # a copied or pickled one is a plain dict
 
 
 def select(

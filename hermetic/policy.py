@@ -15,7 +15,7 @@ SYSTEM = [
     *("/dev", "/nix/store", "/gnu/store", "/System", "/Library", "/private/etc"),
     os.path.realpath("/etc/resolv.conf"),  # may be a link to /run
 ]
-"""Files of the system, which a stage may read."""
+"""System files that any stage may read."""
 
 
 class Ignored:
@@ -57,7 +57,7 @@ class Ignored:
 
 
 def _match(patterns: list[str], path: str) -> bool | None:
-    """Match .gitignore patterns: True: ignored; False: re-included; None: no match.
+    """Match .gitignore patterns: True is ignored, False re-included, None no match.
 
     The path of a folder ends with a slash.
     """
@@ -117,7 +117,7 @@ class Policy:
 
     def _find_environment(self) -> None:
         self.prefixes = _with_targets([sys.prefix, sys.base_prefix, sys.exec_prefix])
-        # Not one above the repository, as /usr is above /usr/src/app.
+        # Leave out one that contains the repository, as /usr contains /usr/src/app.
         root = self.declared.root
         self._prefixes = _slashed(p for p in self.prefixes if not covering(root, [p]))
         stdlib = [
@@ -128,7 +128,7 @@ class Policy:
         self._packages = _slashed(_with_targets(packages))
         self._stdlib = _slashed(_with_targets(stdlib))
         self.library_folders = [p.rstrip(os.sep) for p in self._packages + self._stdlib]
-        # For example, of the Python from which a virtual environment was made.
+        # For example, those of the Python that created a virtual environment.
         other = [f"{p}/{name}-packages" for p in stdlib for name in ("site", "dist")]
         self._other_packages = _slashed(_with_targets(other))
 
@@ -152,10 +152,10 @@ def _is_module(name: str) -> bool:
 
 
 def _with_targets(paths: Iterable[str]) -> set[str]:
-    """Return paths, and where they lead if they are links."""
+    """Return paths and, for links, their targets."""
     return {found for path in paths for found in (path, os.path.realpath(path))}
 
 
 def _slashed(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return folders with a trailing slash, for comparison as prefixes."""
+    """Return folders with a trailing slash, for prefix matching."""
     return tuple({path.rstrip(os.sep) + os.sep for path in paths})

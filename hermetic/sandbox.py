@@ -14,21 +14,21 @@ from .policy import SYSTEM, Policy
 
 UNCHECKED_FOLDERS = {".git", ".dvc", "__pycache__"}
 UNCHECKED_FILES = {".gitignore", "dvc.lock"}
-"""What DVC and Git write beside the outs."""
+"""What DVC and Git write next to the outs."""
 DENIED = re.compile(
     r"permission denied|access denied|unable to open|errno.{0,3}13", re.I
 )
 """How libraries word EACCES."""
 
 State = tuple[int, int, int]
-"""Of a file: inode, size in bytes, time of the last change in ns."""
+"""Of a file: inode, size in bytes, modification time in ns."""
 
 
 class Sandbox:
-    """Landlock's restrictions of this process and of everything that it starts.
+    """Landlock's restrictions on this process and everything it starts.
 
-    The kernel can allow a missing file only by its folder. So the folders of the outs
-    are writable, and what else was written there is found in the end.
+    The kernel can allow a file that does not exist yet only through its folder. So the
+    outs' folders are writable, and other writes to them are detected at exit.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -38,11 +38,11 @@ class Sandbox:
         self._before: dict[str, State] = {}
         self.is_on = landlock.version() > 0
         if self.is_on:
-            # A rule needs an existing folder. Without this one, it would need a folder
-            # above it, and allow more.
+            # A rule needs an existing folder. If this one were missing, the rule would
+            # have to name a parent, and would allow more.
             for folder in policy.out_folders | self._declared.folders:
                 self._make(folder)
-            self._before = dict(self._scan())
+            self._before = dict(self._scan())  # to find changes at exit
             self.is_on = landlock.restrict(self._rules(), network=policy.network)
 
     def _make(self, folder: str) -> None:
@@ -74,7 +74,7 @@ class Sandbox:
             allow(READ | WRITE, folder)
         for folder in policy.out_folders:
             allow(READ | WRITE if self._has_only_outs(folder) else WRITE, folder)
-        allow(READ | WRITE, *declared.outs)  # those that DVC has left there
+        allow(READ | WRITE, *declared.outs)  # those that DVC has not deleted
         if RECORD in os.environ:
             allow(WRITE, os.environ[RECORD])
         allow(REMOVE_FOLDER, *map(os.path.dirname, [policy.scratch, *self._made]))
@@ -91,9 +91,9 @@ class Sandbox:
         )
 
     def _scan(self) -> Iterator[tuple[str, State]]:
-        """Yield the other files in the folders of outs.
+        """Yield the other files in the outs' folders.
 
-        Not the outs of other stages: DVC itself notices when they change.
+        Leaves out other stages' outs: DVC itself notices when they change.
         """
         policy, declared = self._policy, self._declared
         skipped = {
@@ -119,7 +119,7 @@ class Sandbox:
                         yield entry.path, state
 
     def undeclared_writes(self) -> UndeclaredAccess | None:
-        """Return the error for files beside the outs that were written or removed."""
+        """Return the error for files next to the outs that were written or removed."""
         if not self.is_on:
             return None
         changes = self._before.items() ^ dict(self._scan()).items()
@@ -134,7 +134,7 @@ class Sandbox:
         )
 
     def explain(self, error: BaseException) -> UndeclaredAccess | None:
-        """Return the violation that may have led to an error of C code or a program."""
+        """Return the violation that may have caused an error in C code or a program."""
         errors = list(_chain(error))
         if not self.is_on or not any(map(_may_be_denial, errors)):
             return None
@@ -151,12 +151,12 @@ class Sandbox:
         )
 
     def _denial(self, path: str) -> str | None:
-        """Describe the denied access to a file that an error names, if it was that."""
+        """Describe the denied access to a file that an error names, or return None."""
         policy, declared = self._policy, self._declared
         name = policy.relative(path)
         existing = path if os.path.exists(path) else os.path.dirname(path)
         if not os.access(existing, os.R_OK) or path in policy.temporary_outs:
-            return None  # its own mode denies it
+            return None  # denied by its own file mode
         if out := covering(path, declared.outs):
             folder = os.path.dirname(out)
             if not os.access(existing, os.W_OK) or self._has_only_outs(folder):
@@ -184,7 +184,7 @@ class Sandbox:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
+    """Yield an error and its causes."""
     while error:
         yield error
         error = error.__cause__ or error.__context__
