@@ -1,4 +1,4 @@
-"""A temporary clone of the last commit, with an environment of its own."""
+"""A temporary clone of the last commit, with its own environment."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class Clone:
     ) -> tuple[float, str]:
         """Run Python, by default in the clone; return the seconds and the output.
 
-        If it fails, exit with what it printed.
+        On failure, exit with its output.
         """
         start = time.perf_counter()
         done = subprocess.run(

@@ -1,9 +1,9 @@
-"""Measure time and peak memory as images grow in number, in classes and in size.
+"""Measure time and peak memory for more images, more classes and larger images.
 
-Run `python -m bench.growth > bench/growth.md`: half an hour, and 8 GB of disk for a
-while; with `--copies 1`, a minute. The images are the bundled ones, enlarged, dealt out
-to the classes, and copied: each copy is shifted by up to two pixels, and numbered in
-two, so that no two images are equal.
+Run `python -m bench.growth > bench/growth.md`: it takes half an hour and,
+temporarily, 8 GB of disk; with `--copies 1`, a minute. The images are the bundled ones,
+enlarged, dealt out to the classes, and copied. Each copy is shifted by up to two pixels
+and has its number in two more, so that no two images are equal.
 
 Memory is anonymous pages, which the kernel cannot drop, summed over the processes of a
 stage. A page shared after a fork counts for each of them: the sum is an upper bound.
@@ -62,7 +62,7 @@ class Cost(NamedTuple):
 def grow(target: Path, case: Case) -> int:
     """Write the images of a case into a tar, and return their number."""
     generator, images = np.random.default_rng(0), 0
-    half = case.classes // 2  # of the classes hold 3s, the others 7s
+    half = case.classes // 2  # of the classes hold 3s, the other half 7s
     with tarfile.open(ARCHIVE) as source, tarfile.open(target, "w") as tar:
         for number, member in enumerate(source):
             file = source.extractfile(member)
@@ -135,7 +135,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--copies", type=int, default=100, help="of the images, at most; default: 100"
+        "--copies", type=int, default=100, help="most copies of an image (default: 100)"
     )
     copies = parser.parse_args().copies
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

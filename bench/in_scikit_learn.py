@@ -1,4 +1,4 @@
-"""The lesson as a bare script in NumPy and scikit-learn, for comparison.
+"""The lesson as a plain script in NumPy and scikit-learn, for comparison.
 
 Run `python -m bench.in_scikit_learn`: it prints the accuracy of both models on the
 bundled archive, and the log loss of the trained one.

@@ -1,4 +1,4 @@
-"""The lesson as a bare script in PyTorch, for comparison.
+"""The lesson as a plain script in PyTorch, for comparison.
 
 Run `python -m bench.in_torch` with a Python that has torch, NumPy, Pillow and
 scikit-learn. It trains with the default params.yaml, and prints what

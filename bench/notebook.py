@@ -54,7 +54,7 @@ def main() -> None:
     def is_3(images: Array) -> Array:
         return mnist_distance(images, mean_3) < mnist_distance(images, mean_7)
 
-    # How many 3s and 7s the distances find, and how many claimed 3s are 3s.
+    # The recall of both classes, and the precision of 3.
     found_3, found_7 = is_3(valid_3).mean(), (~is_3(valid_7)).mean()
     mean = (found_3 + found_7) / 2
     print(f"3s found: {found_3:.6f}, 7s found: {found_7:.6f}, mean: {mean:.6f}")
@@ -74,7 +74,7 @@ def main() -> None:
     predictions = forward(params, inputs)
     print("untrained:", score(predictions))
 
-    # Why accuracy is no loss: the weight of the brightest pixel grows a little.
+    # Why accuracy cannot be the loss: nudge the weight of the brightest pixel.
     pixel = inputs.mean(0).argmax()
     params["weights"] = params["weights"].at[pixel].multiply(1.0001)
     print(f"weight {pixel} nudged:", score(forward(params, inputs)))

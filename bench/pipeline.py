@@ -1,4 +1,4 @@
-"""Time the pipeline against the same lesson in bare scripts, and against DVC alone.
+"""Time the pipeline against the same lesson in plain scripts, and DVC alone.
 
 Run `python -m bench.pipeline > bench/results.md`: about ten minutes, in temporary
 clones of the last commit. Each round runs every case. Times are medians over the
@@ -26,7 +26,7 @@ AGAIN = "dvc repro, from nothing"
 NO_OP = "dvc repro, nothing to do"
 FLOOR, FLOOR_NO_OP = "five stages that copy a file", "those, nothing to do"
 NO_OPS = 3
-"""Runs a round of the cases with nothing to do."""
+"""Runs per round of the cases with nothing to do."""
 EDITS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("train", "learning_rate"): lambda rate: rate / 2,
     ("baseline", "distance"): lambda distance: "l1" if distance == "l2" else "l2",
@@ -62,12 +62,12 @@ class Timings:
         return median(self.seconds[case])
 
     def ratio(self, case: str, other: str) -> str:
-        """Format how many times as long as the other one a case takes."""
+        """Format the time of a case as a multiple of another's."""
         return f"{self.median(case) / self.median(other):.2f}"
 
 
 def copying_pipeline(folder: Path, clone: Clone) -> Path:
-    """Make a pipeline of five stages that copy a small file: DVC's own share."""
+    """Make a pipeline of five stages that copy a small file, for DVC's own overhead."""
     shutil.rmtree(folder, ignore_errors=True)
     ignore = shutil.ignore_patterns("cache", "tmp")
     shutil.copytree(clone.folder / ".dvc", folder / ".dvc", ignore=ignore)

@@ -10,7 +10,7 @@ from bench.clone import ROOT
 
 
 def heading(title: str, name: str) -> str:
-    """Return a title, and the machine, commit and benchmark that were measured."""
+    """Return a title, and the machine, commit and benchmark of the measurements."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
@@ -24,7 +24,7 @@ def heading(title: str, name: str) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Format a Markdown table; all columns but the first are aligned to the right."""
+    """Format a Markdown table; all columns but the first are right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: list[str]) -> str:

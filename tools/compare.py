@@ -1,8 +1,8 @@
-"""Say what changed between two revisions, and whether it is more than chance.
+"""Report what changed between two revisions, and whether it is significant.
 
 `python -m tools.compare [REV] [REV] [--html FILE]` compares HEAD with the workspace, a
 revision with the workspace, or two revisions: commits, branches, tags or experiments.
-It reads the results that DVC has of both and runs no model, so any two models compare.
+It reads the stored results of both and runs no model, so any two can be compared.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from stages.plumbing.progress import progress
 
 WORKSPACE, LOCK = "workspace", "dvc.lock"
 RESAMPLES, SEED, LEVEL = 9999, 0, 0.05
-FEW = 20  # of fewer images, a bootstrap interval is too narrow
+FEW = 20  # with fewer images, a bootstrap interval is too narrow
 LISTED, SHOWN = 5, 48  # changed predictions in the text and on the page
 COLUMNS = {"index": int, "digest": str, "actual": str, "predicted": str}
 COLUMNS |= {"p_predicted": float, "p_actual": float}
@@ -40,7 +40,7 @@ Rows = Any  # of metrics/predictions.csv, a np.recarray
 
 
 class Revision(NamedTuple):
-    """What DVC has of a revision."""
+    """The stored files and results of a revision."""
 
     rev: str
     fs: Any  # its files, a DVCFileSystem
@@ -50,7 +50,7 @@ class Revision(NamedTuple):
 
 def load(rev: str) -> Revision:
     """Load a revision, or "workspace"; raise UserError if it cannot be compared."""
-    # Here, since DVC wraps stdout: runtime.explain_errors has to be first.
+    # Deferred: DVC wraps stdout on import, so runtime.explain_errors must run first.
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from ruamel.yaml import YAML
@@ -76,7 +76,7 @@ def load(rev: str) -> Revision:
         raise UserError(f"{path} of {rev} {reason}") from None
     except (DvcException, YAMLError, AttributeError, ValueError, csv.Error) as error:
         reason = "no commit" if isinstance(error, AttributeError) else str(error)
-        what, remedy = f"revision {rev}", "take one that git log or dvc exp show lists"
+        what, remedy = f"revision {rev}", "use one that git log or dvc exp show lists"
         if path:
             what, remedy = f"{path} of {rev}", f"compare a later revision, {rebuild}"
         raise UserError(f"DVC cannot read {what} ({reason}): {remedy}") from error
@@ -113,10 +113,10 @@ def parse_predictions(text: str) -> Rows:
 
 
 def match(first: Rows, second: Rows) -> tuple[Rows, Rows, int]:
-    """Pair the rows (M,) for images of the same digest and the same actual class.
+    """Pair the rows (M,) of images with the same digest and the same actual class.
 
-    An image that both have twice makes two pairs. Also returns how many of the other
-    images both have, but with different classes.
+    An image that occurs twice in both makes two pairs. Also returns the number of
+    images that occur in both, but with different classes.
     """
     sides = []
     for rows in (first, second):
@@ -130,7 +130,7 @@ def match(first: Rows, second: Rows) -> tuple[Rows, Rows, int]:
 
 
 def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
-    """Return what differs as text, and both rows (C,) where the predictions differ."""
+    """Return the differences as text, and both rows (C,) of changed predictions."""
     old, new, relabelled = match(first.predictions, second.predictions)
     names, rest, classes = [], [], []
     for rev, _, _, rows in (first, second):
@@ -138,7 +138,7 @@ def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
         classes.append(", ".join(dict.fromkeys(rows.actual)))
         if n := len(rows) - len(old) - relabelled:
             rest.append(f"{n:,} that only {names[-1]} has")
-    rest += [f"{relabelled:,} of other classes there"] * bool(relabelled)
+    rest += [f"{relabelled:,} with different classes"] * bool(relabelled)
     paragraphs = [sentence(names, old, new, whole=not rest)]
     paragraphs += [f"Images that are not compared: {', '.join(rest)}."] * bool(rest)
     if classes[0] != classes[1]:
@@ -149,7 +149,7 @@ def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
         lines += textwrap.wrap(text, 88, break_on_hyphens=False)
     changed = np.flatnonzero(old.predicted != new.predicted)
     sure = (old.p_predicted + new.p_predicted)[changed]
-    changed = changed[np.argsort(-sure, kind="stable")]  # the surest first
+    changed = changed[np.argsort(-sure, kind="stable")]  # most confident first
     old, new = old[changed], new[changed]
     if len(changed):
         title = f"Predictions that changed: {len(changed):,}, the most confident first"
@@ -159,11 +159,11 @@ def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
 
 
 def sentence(names: list[str], old: Rows, new: Rows, whole: bool) -> str:
-    """Say whether two models differ by more than chance on the same images (M,)."""
+    """Say whether two models differ significantly on the same images (M,)."""
     if not len(old):
         return (
             f"Nothing can be compared: {' and '.join(names)} have no validation image "
-            "in common, of the same pixels and the same class."
+            "in common, with the same pixels and the same class."
         )
     right, other_right = (rows.predicted == rows.actual for rows in (old, new))
     # Clipped as in metrics.log_loss.
@@ -221,6 +221,7 @@ def differing(first: Revision, second: Revision) -> list[str]:
         rows = [[path, first.rev, second.rev, "change"]]
         for key in old | new:
             pair: list[Any] = [old.get(key), new.get(key)]
+            # Keep a string as it is, and write null and true as in YAML.
             texts = [x if isinstance(x, str) else json.dumps(x) for x in pair]
             if all(isinstance(x, int | float) for x in pair):
                 texts.append(f"{round(pair[1] - pair[0], artifacts.DECIMALS):+.6g}")
@@ -230,7 +231,7 @@ def differing(first: Revision, second: Revision) -> list[str]:
 
 
 def answers(old: Rows, new: Rows) -> list[list[str]]:
-    """Say for each image (N,) its index, its actual class, and both predictions."""
+    """Format the index, the actual class and both predictions of each image (N,)."""
     return [
         [str(pair[1].index), pair[1].actual]
         + [f"{row.predicted} ({row.p_predicted:.4f})" for row in pair]
@@ -246,7 +247,7 @@ def align(rows: list[list[str]]) -> list[str]:
 
 
 def draw(side: Revision, rows: Rows) -> list[str]:
-    """Return images as URIs of PNG files; none if the revision's tensors lack any."""
+    """Return images as PNG data URIs; none if the revision's tensors lack any."""
     from stages.page import pictures
 
     dtypes = {"valid_images": "uint8"}
@@ -263,7 +264,7 @@ def draw(side: Revision, rows: Rows) -> list[str]:
 
 
 def main() -> None:
-    """Print a comparison, and write it as a page if that is asked for."""
+    """Print a comparison, and write it as a page if requested."""
     parser = argparse.ArgumentParser(
         "python -m tools.compare", description=__doc__.splitlines()[0]
     )
@@ -293,5 +294,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.explain_errors("compare")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently in `| head`
     main()

@@ -1,14 +1,13 @@
-"""Choose the defaults of params.yaml's `train` by cross-validation.
+"""Choose the defaults of `train` in params.yaml by cross-validation.
 
 Run `python -m tools.cross_validation` after `dvc repro`. The whole grid takes a quarter
 of an hour; `--quick` or fewer losses (`--losses log_loss`) take less. Only the training
-images are used. Settings that differ in learning rate, momentum and l2 alone are
-trained together, on all folds, by `jax.vmap` of the function that the stage trains
-with.
+images are used. Settings that differ only in learning rate, momentum and l2 are trained
+together, on all folds, by `jax.vmap` over the stage's own training function.
 
-Each image is scored by the model that was trained without the image's fold. The
-difference of two settings has the standard error of its mean over the images; a setting
-within two standard errors of the best is as good.
+Each image is scored by the model trained without its fold. The standard error of the
+difference between two settings is that of its mean over the images; a setting within
+two standard errors of the best counts as equally good.
 """
 
 # ruff: noqa: E402
@@ -48,7 +47,7 @@ class Result(NamedTuple):
 
 
 def make_folds(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Shuffle a split and divide it into K folds of equal size, dropping a remainder.
+    """Shuffle a split and divide it into K folds of equal size, dropping the remainder.
 
     Returns the images outside each fold, (K, N, …), and inside it, (K, M, …).
     """
@@ -67,6 +66,7 @@ def train_all(
     size, epochs = config.batch_size, config.epochs
     steps = images // size  # per epoch
     run_steps = partial(train_steps, config=config, steps=epochs * steps)
+    # vmap turns a function of one trial on one fold into one of all trials and folds.
     over_trials = jax.vmap(run_steps, in_axes=(0, None, 0))
     over_folds = jax.jit(jax.vmap(over_trials, in_axes=(0, 0, None)))
     hyperparams = Hyperparams(*np.array(trials).T)
@@ -146,11 +146,11 @@ def main() -> None:
     )
     quick_help = "keep the current schedule, batch size and number of epochs"
     parser.add_argument("--quick", action="store_true", help=quick_help)
-    losses_help = "by default, all that can learn the classes"
+    losses_help = "default: all that can learn the classes"
     parser.add_argument("--losses", nargs="+", choices=LOSSES, help=losses_help)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--tensors", default=artifacts.TENSORS, help="training images")
-    parser.add_argument("--top", type=int, default=12, help="how many settings to show")
+    parser.add_argument("--top", type=int, default=12, help="settings to show")
     arguments = parser.parse_args()
     dtypes = {"train_images": "uint8", "train_labels": "uint8"}
     split = Split(*npz.load_arrays(arguments.tensors, dtypes).values())
@@ -164,7 +164,7 @@ def main() -> None:
     configs = [msgspec.structs.replace(defaults, **setting) for setting in settings]
     configs = list(dict.fromkeys([*configs, defaults]))
     for config in configs:
-        outputs_of(config.loss, outputs)  # or refuse it
+        outputs_of(config.loss, outputs)  # raises if unsuitable
     own = Hyperparams(defaults.learning_rate, defaults.momentum, defaults.l2)
     trials = [Hyperparams(*t) for t in product(LEARNING_RATES, MOMENTUMS, L2S)]
     trials = list(dict.fromkeys([*trials, own]))

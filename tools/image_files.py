@@ -1,4 +1,4 @@
-"""Find the image files in a folder, and note what is left out."""
+"""Find the image files in a folder, and record what is left out."""
 
 import os
 import re
@@ -11,19 +11,19 @@ LINK = "a link to a folder"
 NO_FILE = "not a regular file"
 
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
-"""Control characters, separators of lines, and what YAML does not allow."""
+"""Control characters, line separators, and characters that YAML forbids."""
 
 
 class LeftOut:
-    """For each reason to leave paths out: how many, and an example."""
+    """The number of paths left out and an example, by reason."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, tuple[str, str]] = {}
 
     def add(self, reason: str, path: str) -> None:
-        """Count one more. Reasons that differ only in numbers count as one."""
+        """Count a path. Reasons that differ only in numbers are merged."""
         kind = re.sub("[0-9]+", "0", reason)
         self._counts[kind] += 1
         self._examples.setdefault(kind, (reason, path))
@@ -43,11 +43,11 @@ def escape(text: str) -> str:
 
 
 def walk(top: str, left_out: LeftOut) -> Iterator[str | OSError]:
-    """Yield the files in a folder and below that may be images, in natural order.
+    """Yield the files in and below a folder that may be images, in natural order.
 
-    A folder that cannot be listed is yielded as the error, in its place. Links to files
-    are followed, links to folders are left out. Memory holds the names in one folder
-    and its parents only.
+    For a folder that cannot be listed, yields the error instead. Follows links to
+    files, but not to folders. Holds only the names in one folder and its parents in
+    memory.
     """
 
     def select(entry: os.DirEntry[str]) -> str | None:

@@ -30,7 +30,7 @@ runtime.pin()  # before stages/model.py may import JAX, which reads the environm
 
 from stages.evaluation.model_file import BLOCK_PIXELS, TrainedModel  # noqa: E402
 
-# Quote all text: by itself, csv quotes no \r in Python 3.11.
+# Quote all text: by default, csv in Python 3.11 does not quote \r.
 write_csv = csv.writer(sys.stdout, "unix", quoting=csv.QUOTE_NONNUMERIC).writerow
 
 Block = list[tuple[str, NDArray[np.uint8]]]
@@ -38,7 +38,7 @@ Block = list[tuple[str, NDArray[np.uint8]]]
 
 
 def find_images(paths: list[str], left_out: LeftOut) -> Iterator[str | Exception]:
-    """Yield the paths of images, in folders and below too, or errors in their place."""
+    """Yield the paths of images, searching folders recursively, or errors instead."""
     for i, path in enumerate(paths):
         if path == "-" and path in paths[:i]:
             yield UserError("-: standard input is already read: give it once")
@@ -68,7 +68,7 @@ def read_image(path: str, model: TrainedModel) -> NDArray[np.uint8]:
 
 
 def explain(path: str, error: Exception) -> str:
-    """Return a line about what cannot be read, and what to do."""
+    """Explain on one line what cannot be read, and what to do."""
     if isinstance(error, OSError):
         shown = escape(error.filename or path) or "''"
         remedy = "correct the path or its permissions, or leave it out"
@@ -80,7 +80,7 @@ def explain(path: str, error: Exception) -> str:
 
 def warn(text: str) -> None:
     """Print a line to stderr, clear of the progress bar."""
-    from tqdm import tqdm  # here, since importing it takes 30 ms
+    from tqdm import tqdm  # deferred: importing it takes 30 ms
 
     tqdm.write(f"predict: {text}", sys.stderr)
 
@@ -102,12 +102,12 @@ def answer(block: Block, model: TrainedModel, form: argparse.Namespace) -> None:
             print(json.dumps(row, ensure_ascii=False))
         else:
             print(escape(path), escape(name), f"{score:.6f}", sep="\t")
-    sys.stdout.flush()  # so that readers need not wait, and warnings come afterwards
+    sys.stdout.flush()  # readers need not wait, and warnings come after
     block.clear()
 
 
 def main() -> None:
-    """Print a line for each image, in order, and say what is left out."""
+    """Print a line for each image, in order, and report what was left out."""
     parser = argparse.ArgumentParser("python -m tools.predict", description=__doc__)
     paths_help = f"{FORMAT_NAMES} file, or a folder of them; - is standard input"
     parser.add_argument("paths", nargs="+", metavar="IMAGE|FOLDER", help=paths_help)
@@ -154,6 +154,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.explain_errors("predict")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it silently
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently in `| head`
     warnings.simplefilter("ignore")  # Pillow's; what it cannot read is an error
     main()

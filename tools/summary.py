@@ -5,7 +5,7 @@ from stages.plumbing.errors import UserError
 
 
 def main() -> None:
-    """Print a row per metric; those of a single class are in the report."""
+    """Print a row per metric; per-class metrics are in the report."""
     try:
         baseline = artifacts.load_json(artifacts.BASELINE_METRICS)
         model = artifacts.load_json(artifacts.MODEL_METRICS)

@@ -1,7 +1,7 @@
 """Rebuild this commit from scratch and compare its outputs with dvc.lock.
 
-`make verify` runs it. On x86-64 the bytes have to be the same. On other processors the
-last digits of floating-point numbers may differ: there, values are compared, to 1e-5.
+`make verify` runs it. On x86-64, the bytes must be identical. On other processors, the
+last digits of floats may differ, so the values are compared to within 1e-5.
 """
 
 import csv
@@ -67,7 +67,7 @@ def compare(rebuilt: Path, own: Path) -> str:
 
 
 def main() -> int:
-    """Print a row per output; return 1 if any differs by more than its last digits."""
+    """Print a row per output; return 1 if any differs beyond the last digits."""
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")

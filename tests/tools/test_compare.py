@@ -1,4 +1,4 @@
-"""tools.compare says what changed, and whether it is more than chance."""
+"""tools.compare reports what changed, and whether it is significant."""
 
 import csv
 import re
@@ -140,7 +140,7 @@ def test_what_is_not_compared_is_said():
     first = make(make_rows(range(33), actual[:33], predicted[:33]))
     said = say(first, make(make_rows(range(2, 40), others, predicted[2:]), "new"))
     assert "On the 28 validation images that both have," in said
-    rest = "2 that only HEAD has, 7 that only new has, 3 of other classes there."
+    rest = "2 that only HEAD has, 7 that only new has, 3 with different classes."
     assert f"Images that are not compared: {rest}" in said
 
 
@@ -168,7 +168,7 @@ def test_other_class_names_leave_nothing_to_compare():
     rows.actual = np.char.upper(rows.actual)
     said = say(first, make(rows, "new"))
     assert "Nothing can be compared: HEAD and new have no validation image" in said
-    assert "Images that are not compared: 30 of other classes there." in said
+    assert "Images that are not compared: 30 with different classes." in said
 
 
 def test_few_images_decide_nothing_about_the_log_loss():
@@ -407,7 +407,7 @@ def test_an_unknown_revision_ends_in_one_line(lent: Path, rev):
     done = run(lent, *COMMAND, rev)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"compare: DVC cannot read revision {rev}")
-    assert done.stderr.endswith(": take one that git log or dvc exp show lists\n")
+    assert done.stderr.endswith(": use one that git log or dvc exp show lists\n")
 
 
 def test_a_workspace_that_is_out_of_date_is_not_compared(clone: Path):

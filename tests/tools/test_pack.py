@@ -488,7 +488,7 @@ REFUSALS = [
     ({"a": 5}, [], "has 1 classes with images for both splits"),
     ({}, [], "has 0 classes"),
     ({str(i): 2 for i in range(257)}, [], "has 257 classes"),
-    (PAIR, ["-o", "data/x.zip"], "it will be a tar: choose a name that ends in .tar"),
+    (PAIR, ["-o", "data/x.zip"], "it is a tar: choose a name that ends in .tar"),
     (PAIR, ["-o", "no/x.tar"], "-o no/x.tar: the folder does not exist: create it"),
     (PAIR, ["-o", "data/x.tar"], "exists and is not a tar: give another name with -o"),
     (PAIR, ["--splits", "a", "c"], "a and c are not two folders with images: choose"),
@@ -512,7 +512,7 @@ def test_what_cannot_be_packed_is_refused(here, tmp_path, folders, options, mess
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("loss: log_loss", "loss: absolute", "take log_loss for 3 classes"),
+        ("loss: log_loss", "loss: absolute", "use log_loss for 3 classes"),
         ("  background: null", "  # none", "data.background is missing: add it"),
         ("  size: null", "  size: &a null\n  b: *a", "data.size has an anchor: write"),
         ("download:", "download: [", "not valid YAML"),

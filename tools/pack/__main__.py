@@ -1,8 +1,8 @@
 """Pack a folder of images for the pipeline: `python -m tools.pack FOLDER`, then `make`.
 
-FOLDER holds CLASS/… or SPLIT/CLASS/…. A tar archive gets the images, and params.yaml
-what the stages need to know. The same images make the same bytes, wherever and whenever
-they are packed. docs/own-images.md explains the options.
+FOLDER holds CLASS/… or SPLIT/CLASS/…. Writes the images to a tar archive, and the
+settings for them to params.yaml. The same images give the same bytes, wherever and
+whenever they are packed. docs/own-images.md explains the options.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     name = plain_name(os.path.basename(os.path.realpath(folder))) or "images"
     arguments.out = out = os.path.expanduser(arguments.out or f"data/{name}.tar")
     if not out.endswith(".tar"):
-        raise UserError(f"-o {out}: it will be a tar: choose a name that ends in .tar")
+        raise UserError(f"-o {out}: it is a tar: choose a name that ends in .tar")
     if not os.path.isdir(os.path.dirname(out) or "."):
         raise UserError(f"-o {out}: the folder does not exist: create it")
     return arguments
@@ -60,10 +60,10 @@ def between(low: float, high: float, kind: type = int) -> Callable[[str], float]
 
 
 def main() -> None:
-    """Write the archive and params.yaml, and say what is in it."""
+    """Write the archive and params.yaml, and describe them."""
     arguments = parse_arguments()
     folder, out, dry_run = arguments.folder, arguments.out, arguments.dry_run
-    train = parameters.load(parameters.Train)  # refuses what is not YAML
+    train = parameters.load(parameters.Train)  # raises if it is not valid
     listed = parameters.read("data.classes")
     with open(parameters.FILE, encoding="utf-8", newline="") as file:
         text = file.read()
@@ -91,22 +91,22 @@ def main() -> None:
     params = choose_params(images, listed, train, arguments.size, arguments.background)
     params |= {"data.splits.train": names[0], "data.splits.valid": names[1]}
     params |= {"download.url": out, "download.sha256": ""}
-    edit_params(text, params)  # refuses before anything is written
+    edit_params(text, params)  # raises, if it does, before anything is written
     say(describe(images, params))
-    sys.stdout.flush()  # ends here if nobody reads it
+    sys.stdout.flush()  # ends here if the pipe is closed
     params["download.sha256"], line = write(images, out, dry_run=dry_run)
     say([line])
     save_params(text, edit_params(text, params), dry_run=dry_run)
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines, whatever the names in them hold."""
+    """Print lines, with control characters in names escaped."""
     for line in lines:
         print(escape(line))
 
 
 def save_params(before: str, after: str, *, dry_run: bool) -> None:
-    """Write params.yaml, if it changes, and show how."""
+    """Write params.yaml if it changes, and print the diff."""
     texts, file = (before.splitlines(), after.splitlines()), parameters.FILE
     diff = [*difflib.unified_diff(*texts, file, file, n=0, lineterm="")]
     if diff and not dry_run:

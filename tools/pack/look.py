@@ -1,4 +1,4 @@
-"""Look at image files, and describe them."""
+"""Inspect image files and describe them."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from stages.plumbing.progress import progress
 from tools.image_files import LeftOut, walk
 
 SMALL = 2**14  # bytes of a file that decodes in less than a millisecond
-FAINT = 32  # gray levels between ink and background
+FAINT = 32  # gray levels between ink and background that are hard to tell apart
 MAX_ROWS, MAX_NAME = 20, 40  # of the table of classes
 
 
@@ -33,19 +33,19 @@ class Image(NamedTuple):
 
     path: str
     digest: bytes  # SHA-256 of the file
-    size: tuple[int, int]  # height and width in pixels, once upright
+    size: tuple[int, int]  # height and width in pixels, upright
     is_gray: bool
     is_turned: bool  # by its EXIF orientation
     level: float  # mean gray level over black, 0 to 255
     opacity: float  # mean, 0 to 1; below 1 if any pixel is transparent
-    ink: float  # mean gray level of what is opaque, 0 to 255; NaN if nothing is
+    ink: float  # mean gray level of opaque pixels, 0 to 255; NaN without any
     label: str = ""  # the name of its class
     split: int = 0  # 0 for training images, 1 for validation images
     member: str = ""  # its name in the archive
 
 
 def look_at_all(folder: str, left_out: LeftOut) -> list[Image]:
-    """Look at the images in a folder and below, in natural order."""
+    """Inspect the images in and below a folder, in natural order."""
     paths, images = [], []
     for found in walk(folder, left_out):
         if isinstance(found, OSError):
@@ -54,7 +54,7 @@ def look_at_all(folder: str, left_out: LeftOut) -> list[Image]:
             paths.append(found)
     total = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
     with ThreadPoolExecutor(workers.available_processors()) as pool:
-        # With small files, threads wait for each other twice as long as they work.
+        # With small files, threads spend twice as long waiting as working.
         looks = (pool.map if total > len(paths) * SMALL else map)(look_at, paths)
         for look in progress(looks, "look at images", "images", len(paths)):
             if isinstance(look, Image):
@@ -65,7 +65,7 @@ def look_at_all(folder: str, left_out: LeftOut) -> list[Image]:
 
 
 def look_at(path: str) -> Image | tuple[str, str]:
-    """Look at an image file; if it cannot be used, return why, and its path."""
+    """Inspect an image file; if it is unusable, return the reason and its path."""
     try:
         if os.path.getsize(path) > MAX_MEMBER:
             return f"larger than {MAX_MEMBER >> 20} MiB", path
@@ -97,7 +97,7 @@ def look_at(path: str) -> Image | tuple[str, str]:
 
 
 def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines about the images, given the parameters to come by dotted key."""
+    """Yield lines about the images; `params` has the new values by dotted key."""
     size, background = params["data.size"], params["data.background"]
     counts = Counter((image.label, image.split) for image in images)
     names = sorted({image.label for image in images}, key=natural_order)

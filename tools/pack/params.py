@@ -1,4 +1,4 @@
-"""Choose parameters for the images; write params.yaml."""
+"""Choose parameters for the images; edit params.yaml."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tools.image_files import escape
 from tools.pack.look import Image
 
 MAX_SIDE = 64  # of images that are resized, in pixels
-MAX_KEPT_SIDE, MAX_KEPT = 512, 2**30  # pixels of images of one size, and of them all
+MAX_KEPT_SIDE, MAX_KEPT = 512, 2**30  # pixels: side and total to keep images as is
 
 
 def choose_params(
@@ -25,16 +25,16 @@ def choose_params(
 ) -> dict[str, Any]:
     """Return the parameters that the images need, by dotted key.
 
-    `listed` is data.classes now; `size` and `background` are None to choose them.
-    Raises UserError if the loss cannot learn so many classes.
+    `listed` is the current data.classes; `size` and `background` are chosen if None.
+    Raises UserError if the loss cannot learn that many classes.
     """
     classes = sorted({image.label for image in images}, key=natural_order)
     if isinstance(listed, list) and sorted(map(str, listed)) == sorted(classes):
-        classes = [*map(str, listed)]  # in the order that somebody has chosen
+        classes = [*map(str, listed)]  # keep the user's order
     outputs_of(train.loss, 1 if len(classes) == 2 else len(classes))
     size = size or choose_size([image.size for image in images])
     inks = [image.ink for image in images if image.opacity < 1]
-    if inks and background is None:  # far from the ink
+    if inks and background is None:  # contrasts with the ink
         visible = [ink for ink in inks if not math.isnan(ink)]
         background = 255 if np.mean(visible or [0]) < 128 else 0
     levels = [i.level + (1 - i.opacity) * (background or 0) for i in images]
@@ -65,7 +65,7 @@ def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int] | None:
 def max_learning_rate(
     pixels: int, levels: ArrayLike, count: int, momentum: float
 ) -> float:
-    """Return a learning rate at which bright images do not diverge, of one digit.
+    """Return a learning rate, to one digit, that does not diverge on bright images.
 
     `levels` (N,) are the mean gray levels, 0 to 255, of images of `count` classes.
     Gradient descent with momentum m needs a rate below 2 (1 + m) / L (Polyak 1964). The
@@ -81,10 +81,11 @@ def max_learning_rate(
 
 
 def edit_params(text: str, params: Mapping[str, Any]) -> str:
-    """Return the text of params.yaml with other values at dotted keys.
+    """Return the text of params.yaml with new values at dotted keys.
 
-    A round trip through ruamel.yaml would also drop comments, write null as nothing,
-    and change indents and line ends. Raises UserError if a key is missing or anchored.
+    A round trip through ruamel.yaml would also drop comments, write null as an empty
+    value, and change indents and line ends. Raises UserError if a key is missing or
+    anchored.
     """
     yaml = YAML(typ="safe", pure=True)  # libyaml's marks count bytes
     root, edits = yaml.compose(text), []

@@ -1,4 +1,4 @@
-"""Give every image its class, its split, and its name in the archive."""
+"""Assign each image its class, its split and its name in the archive."""
 
 import os
 from collections import Counter, defaultdict
@@ -17,14 +17,14 @@ Splits = tuple[str, str] | None  # the two folders; None if they are classes
 
 
 def plain_name(name: str) -> str:
-    """Return a name as every system reads it."""
+    """Return a name that every system reads alike."""
     return normalize(os.fsencode(name).decode("utf-8", "replace")).replace("\\", "_")
 
 
 def name_members(top: str, images: Iterable[Image]) -> list[Image]:
-    """Name images by their paths below `top`, and below what holds all class folders.
+    """Name images by their paths below the folder that holds all class folders.
 
-    Raises UserError for folders that other systems would read as one.
+    Raises UserError for folders that other systems would take for the same one.
     """
     named: list[Image] = []
     parents: dict[str, str] = {}
@@ -50,9 +50,9 @@ def find_splits(
 ) -> tuple[Splits, str]:
     """Return which outer folders are splits, and why they count as splits.
 
-    Two are splits if one is named like training and the other like validation, or if
-    both hold the same folders, at least two. `chosen` overrides that; it is empty if
-    they are classes. Raises UserError where both are possible, or `chosen` is not.
+    Two are splits if one has a name for training and the other one for validation, or
+    if both hold the same folders, at least two. `chosen` overrides that; it is empty if
+    they are classes. Raises UserError if it is ambiguous, or `chosen` is impossible.
     """
     inner: dict[str, Counter[str]] = defaultdict(Counter)
     for outer, *below in (member.split("/")[:-1] or [""] for member in members):
@@ -92,10 +92,10 @@ def find_splits(
 def place(
     images: Iterable[Image], splits: Splits, share: float, left_out: LeftOut
 ) -> tuple[list[Image], list[str]]:
-    """Return the images in the order of the archive, and its folders of the splits.
+    """Return the images in archive order, and the names of the two split folders.
 
-    Without `splits`, about a `share` of them is for validation. Images without a class,
-    and those of a class without images for both splits, are left out.
+    Without `splits`, about a `share` of them is for validation. Leaves out images
+    without a class, and those of a class without images for both splits.
     """
     found = []
     for image in images:
@@ -141,10 +141,10 @@ def place(
 
 
 def split_by_content(images: Sequence[Image], share: float) -> dict[bytes, int]:
-    """Return the split of each digest: 1, validation, for about so large a share.
+    """Return the split of each digest: 1, for validation, for about a `share` of them.
 
-    The digest alone decides, so copies stay together, and added images move no others.
-    Only a class that would have none of a split gets one, which no other class has.
+    The digest alone decides, so copies stay together, and new images move no others.
+    Only a class that would lack a split gets one image moved, found in no other class.
     """
     of_class = defaultdict(set)
     for image in images:

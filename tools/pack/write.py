@@ -15,10 +15,10 @@ from tools.pack.look import Image
 
 
 def write(images: Sequence[Image], out: str, *, dry_run: bool) -> tuple[str, str]:
-    """Write a tar archive of the images, unless the file has its bytes already.
+    """Write a tar archive of the images, unless the file already has the same bytes.
 
     Returns its SHA-256, and a line about it. Raises UserError if `out` is not a tar, if
-    an image has changed since it was looked at, and for more than preprocess takes.
+    an image has changed since it was inspected, or if preprocess would reject the size.
     """
     before, partial = None, temporary(out)
     if os.path.exists(out):
@@ -47,8 +47,8 @@ def write(images: Sequence[Image], out: str, *, dry_run: bool) -> tuple[str, str
 
 
 def tar_blocks(images: Sequence[Image]) -> Iterator[bytes]:
-    """Yield a tar archive of the images, dated 1970, in pieces; raises as `write`."""
-    size = 2 * tarfile.BLOCKSIZE  # of the end
+    """Yield a tar archive of the images, dated 1970, in pieces; raises like `write`."""
+    size = 2 * tarfile.BLOCKSIZE  # of the end marker
     for image in progress(images, "pack", "images", len(images)):
         content = Path(image.path).read_bytes()
         if hashlib.sha256(content).digest() != image.digest:
