@@ -5,24 +5,24 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 # DVC runs `python` from PATH, so PATH begins with the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Drop the caller's settings of uv, pip and Python: they could install into another Python,
-# or import from one. Keep those that say how to fetch packages (UV_INDEX_URL, PIP_CERT, …;
-# proxies and SSL_CERT_FILE are not touched) and how to print.
+# Drop the caller's uv, pip and Python settings, which could install into another Python or
+# import from one. Keep those for fetching packages (UV_INDEX_URL, PIP_CERT, …; proxies and
+# SSL_CERT_FILE are not touched) and for printing.
 UNSET := $(filter UV_% PIP_% PYTHON% VIRTUAL_ENV%,$(.VARIABLES))
 KEPT := UV_INDEX% UV_HTTP_% UV_CONCURRENT_% %_INDEX %_INDEX_URL %_FIND_LINKS %_HOST %CERT %_CERTS \
 	%_NATIVE_TLS %_PROXY %_KEYRING_PROVIDER %_CONFIG_FILE %_CACHE_DIR %_NO_CACHE %TIMEOUT \
 	%_RETRIES %_OFFLINE %_LINK_MODE %_USE_FEATURE %_NO_PROGRESS \
 	PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED PYTHONIOENCODING PYTHONUTF8
 unexport $(filter-out $(KEPT),$(UNSET))
-# Let uv trust the system's certificates, as pip does: a company's proxy may have its own.
-# Without any, uv uses those it brings.
+# Let uv trust the system's certificates, as pip does: a corporate proxy may have its own.
+# If there are none, uv uses its bundled ones.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/pki/tls/certs/*),1,0)
 # Pull what the DVC remote has, if one is configured.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
 .PHONY: all pack compare test verify bench lock clean help new
 
-all: .venv/installed  ## Set up .venv, run the stages that need it, show the result
+all: .venv/installed  ## Set up .venv, run the stages that are out of date, show the result
 	@$(if $(PULL),echo "Pulling what the DVC remote has and building the rest.")
 	@$(BIN)/python -m tools.check
 	@$(BIN)/python -m dvc repro $(PULL)
@@ -60,8 +60,8 @@ clean:  ## Remove the environment, the outputs and DVC's cache
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /make \1\t/p' Makefile | expand -t 20
 
-# Repeated if the environment's Python does not start (then from scratch) or does not find its
-# packages: the Python behind it may have been removed or upgraded.
+# Repeat this if the environment's Python does not start (then from scratch) or cannot find its
+# packages: the base Python may have been removed or upgraded.
 .venv/bin/uv: $(shell $(BIN)/python -IB -c 'import uv' >/dev/null 2>&1 || echo new)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
 		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }
