@@ -47,7 +47,7 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> None:
 
     The stage is the one that DVC is running, or else `stage`; without either, do
     nothing. `allow` lists what else the stage may use, at the pipeline owner's risk:
-    files and folders to read and write (`~` is the home; a folder with a trailing slash
+    files and folders to read and write (`~` is expanded; a folder with a trailing slash
     is created if missing), and URLs, any of which allows the network. Raises
     UndeclaredAccess for modules that are already imported, too.
 

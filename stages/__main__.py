@@ -12,7 +12,7 @@ def main() -> None:
     if len(sys.argv) != 2 or not sys.argv[1]:
         sys.exit("usage: python -m stages STAGE")
     stage = sys.argv[1]
-    # First: NumPy and JAX read the environment variables that this pins when imported.
+    # First: NumPy and JAX, when imported, read the environment variables this pins.
     runtime.start(stage)
     if not importlib.util.find_spec(f"stages.{stage}"):
         raise UserError(f"there is no stages/{stage}.py: correct its cmd in dvc.yaml")

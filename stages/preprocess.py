@@ -183,7 +183,7 @@ def check_disk(pixels: int) -> None:
     """Raise UserError unless there is room for two bytes per pixel."""
     # Each pixel is written to a scratch file, then to the npz, maybe on another disk.
     folders = [os.path.dirname(artifacts.TENSORS), runtime.SCRATCH]
-    for folder in folders:  # a disk is found by a folder that exists
+    for folder in folders:  # os.stat needs them to exist
         os.makedirs(folder, exist_ok=True)
     disks = [os.stat(folder).st_dev for folder in folders]
     for folder, disk in zip(folders, disks, strict=True):

@@ -38,13 +38,13 @@ BLOCK = 4096
 """Number of images at a time, since logits and probabilities (N, K) can be large."""
 
 BLANK = Image.new("L", (1, 1), "white")
-"""Placeholder for the weights of a model without any per pixel."""
+"""Placeholder for a model without weights per pixel."""
 
 Floats = NDArray[np.float64]
 
 
 class Probabilities(NamedTuple):
-    """The two probabilities of each of N images that the report needs."""
+    """The two probabilities that the report needs for each of N images."""
 
     p_predicted: Floats
     """(N,), of the predicted class."""

@@ -36,7 +36,7 @@ class LeftOut:
 
 
 def escape(text: str) -> str:
-    r"""Return a text on one line: a tab becomes \t, a newline \n, an escape \x1b."""
+    r"""Return text on one line: a tab becomes \t, a newline \n, an escape \x1b."""
     return UNPRINTABLE.sub(
         lambda found: found[0].encode("unicode_escape").decode(), text
     )

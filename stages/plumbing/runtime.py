@@ -24,7 +24,7 @@ CACHE = os.path.join(sys.prefix, "cache")
 SCRATCH = ".dvc/tmp/scratch"
 """The folder for large temporary files, on the repository's disk."""
 
-# Environment variables with these prefixes can change results unknown to DVC. Drop
+# Environment variables with these prefixes can change results unnoticed by DVC. Drop
 # them, then set PINNED. To use an accelerator, edit JAX_PLATFORMS here: every stage
 # depends on this file, so DVC reruns them.
 DROPPED = ("JAX_", "XLA_", "NPY_", "OPENBLAS_CORETYPE")

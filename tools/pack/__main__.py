@@ -91,7 +91,7 @@ def main() -> None:
     params = choose_params(images, listed, train, arguments.size, arguments.background)
     params |= {"data.splits.train": names[0], "data.splits.valid": names[1]}
     params |= {"download.url": out, "download.sha256": ""}
-    edit_params(text, params)  # raises, if it does, before anything is written
+    edit_params(text, params)  # raises, if at all, before anything is written
     say(describe(images, params))
     sys.stdout.flush()  # ends here if the pipe is closed
     params["download.sha256"], line = write(images, out, dry_run=dry_run)

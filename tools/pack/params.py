@@ -65,7 +65,7 @@ def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int] | None:
 def max_learning_rate(
     pixels: int, levels: ArrayLike, count: int, momentum: float
 ) -> float:
-    """Return a learning rate, to one digit, that does not diverge on bright images.
+    """Return a learning rate, to one digit, low enough for bright images.
 
     `levels` (N,) are the mean gray levels, 0 to 255, of images of `count` classes.
     Gradient descent with momentum m needs a rate below 2 (1 + m) / L (Polyak 1964). The

@@ -24,7 +24,7 @@ def plain_name(name: str) -> str:
 def name_members(top: str, images: Iterable[Image]) -> list[Image]:
     """Name images by their paths below the folder that holds all class folders.
 
-    Raises UserError for folders that other systems would take for the same one.
+    Raises UserError for folders that other systems would treat as the same.
     """
     named: list[Image] = []
     parents: dict[str, str] = {}
