@@ -1,11 +1,12 @@
 """Small pipelines with a copy of hermetic in them, and how to run them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def under_dvc(folder: Path) -> None:
 
 
 Make = Callable[..., Path]
+Start = Callable[[Path], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -150,6 +152,35 @@ def project(make: Make) -> Path:
 def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Start the stage by hand."""
     return run(folder, "python", "-W", "ignore", "probe.py", **variables)
+
+
+EACH = """
+for deed in {deeds}:
+    if not os.fork():
+        exec(deed, globals())
+        break
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(f"{{tempfile.gettempdir()}}/violation")
+    print("exit status", code, file=sys.stderr)
+else:
+    sys.exit()
+"""
+
+
+def start_each(
+    folder: Path, deeds: Iterable[str], start: Start = start, before: str = ""
+) -> list[subprocess.CompletedProcess[str]]:
+    """Start a stage that does one deed after the other, each in a fork of its own."""
+    deeds = list(deeds)
+    probe(folder, before + EACH.format(deeds=deeds))
+    done = start(folder)
+    assert done.returncode == 0, done.stderr
+    parts = re.split(r"exit status (\d+)\n", done.stderr)
+    return [
+        subprocess.CompletedProcess(deed, int(code), "", errors)
+        for deed, errors, code in zip(deeds, parts[::2], parts[1::2], strict=False)
+    ]
 
 
 def violates(
