@@ -157,7 +157,7 @@ def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
 EACH = """
 for deed in {deeds}:
     if not os.fork():
-        exec(deed, globals())
+        exec(deed, {{**globals(), **locals()}})
         break
     code = os.waitstatus_to_exitcode(os.wait()[1])
     with contextlib.suppress(FileNotFoundError):

@@ -5,7 +5,6 @@ import re
 import subprocess
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -148,99 +147,76 @@ def test_a_command_shows_which_line_used_what_and_what_is_superfluous(make):
     assert is_quiet(done)
 
 
-class Kind(NamedTuple):
-    """A stage whose script writes the file that its argument names."""
-
-    entry: str
-    files: dict[str, str] = {}  # noqa: RUF012
-    result: str = "result"
-    pipeline: str = "dvc.yaml"
-    runs: int = 1
-
-
-WRITE = ENFORCE + "import sys; open(sys.argv[1], 'w').write('done')\n"
-READ_ALL = (
-    ENFORCE
-    + """
-assert hermetic.read_params('a.b', 'p.json') == 1
-assert hermetic.read_params('a.b', 'p.toml') == 2
-assert hermetic.read_params('A.b', 'p.py') == 3
-open('result', 'w').write('done')
-"""
-)
 KINDS = {
-    "a module": Kind(
-        "cmd: python -m src.w result, deps: [src], outs: [result]",
-        {"src/w.py": WRITE.replace("import", "from src import", 1)},
-    ),
-    "a list of commands": Kind(
-        "cmd: [python src/w.py a, python src/w.py b], deps: [src], outs: [a, b]",
-        result="b",
-    ),
-    "a wdir": Kind(
-        "cmd: python ../src/w.py b, wdir: part, deps: [in, ../src], params: [p.q], "
-        "outs: [b]",
-        {
-            "part/in": "done",
-            "part/params.yaml": "p: {q: b}",
-            "src/w.py": ENFORCE
-            + "open(hermetic.read_params('p.q'), 'w').write(open('in').read())\n",
-        },
-        result="part/b",
-    ),
-    "foreach": Kind(
-        "foreach: [1, 2], do: {cmd: 'python src/w.py b${item}', deps: [src], "
-        "outs: ['b${item}']}",
-        result="b2",
-        runs=2,
-    ),
-    "a template": Kind(
-        "cmd: 'python src/w.py ${name}', deps: [src], outs: ['${name}']",
-        {"params.yaml": "name: result"},
-    ),
-    "a subfolder": Kind(
-        "cmd: python ../src/w.py result, deps: [../src], outs: [result]",
-        result="sub/result",
-        pipeline="sub/dvc.yaml",
-    ),
-    "an out that is a folder": Kind(
-        "cmd: python src/w.py out/a/b, deps: [src], outs: [out]",
-        {"src/w.py": WRITE.replace("open", "import os; os.makedirs('out/a'); open")},
-        result="out/a/b",
-    ),
-    "parameters in JSON, TOML and Python": Kind(
-        "cmd: python src/w.py, deps: [src], outs: [result], "
-        "params: [p.json: [a.b], p.toml: [a.b], p.py: [A.b]]",
-        {
-            "p.json": '{"a": {"b": 1}}',
-            "p.toml": "[a]\nb = 2\n",
-            "p.py": "class A:\n    b = 3\n",
-            "src/w.py": READ_ALL,
-        },
-    ),
-    "a whole parameter file": Kind(
-        "cmd: python src/w.py, deps: [src], params: [params.yaml: ], outs: [result]",
-        {
-            "params.yaml": "a: done",
-            "src/w.py": ENFORCE
-            + "open('result', 'w').write(open('params.yaml').read()[3:])\n",
-        },
-    ),
+    "dvc.yaml": """
+        stages:
+          module: {cmd: python -m src.module a, deps: [src], outs: [a]}
+          commands:
+            cmd: [python src/write.py b, python src/write.py c]
+            deps: [src]
+            outs: [b, c]
+          wdir:
+            wdir: part
+            cmd: python ../src/copy.py d
+            deps: [in, ../src]
+            params: [p.q]
+            outs: [d]
+          foreach:
+            foreach: [e, f]
+            do: {cmd: "python src/write.py ${item}", deps: [src], outs: ["${item}"]}
+          template: {cmd: "python src/write.py ${g}", deps: [src], outs: ["${g}"]}
+          folder: {cmd: python src/folder.py h/i/j, deps: [src], outs: [h]}
+          formats:
+            cmd: python src/formats.py k
+            deps: [src]
+            params: [p.json: [a.b], p.toml: [a.b], p.py: [A.b], params.yaml: ]
+            outs: [k]
+        """,
+    "sub/dvc.yaml": """
+        stages: {sub: {cmd: python ../src/write.py m, deps: [../src], outs: [m]}}
+        """,
+    "params.yaml": "g: g",
+    "p.json": '{"a": {"b": 1}}',
+    "p.toml": "[a]\nb = 2\n",
+    "p.py": "class A:\n    b = 3\n",
+    "part/in": "done",
+    "part/params.yaml": "p: {q: in}",
+    "src/write.py": script("""
+        import sys
+        open(sys.argv[1], "w").write("done")
+        """),
+    "src/module.py": "from src import hermetic; hermetic.enforce()\nimport src.write\n",
+    "src/copy.py": script("""
+        text = open(hermetic.read_params("p.q")).read()
+        open("d", "w").write(text)
+        """),
+    "src/folder.py": script("""
+        import os
+        os.makedirs("h/i")
+        import write
+        """),
+    "src/formats.py": script("""
+        assert hermetic.read_params("a.b", "p.json") == 1
+        assert hermetic.read_params("a.b", "p.toml") == 2
+        assert hermetic.read_params("A.b", "p.py") == 3
+        assert open("params.yaml").read() == "g: g"
+        import write
+        """),
 }
+RESULTS = [*"abcefgk", "part/d", "h/i/j", "sub/m"]
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_every_kind_of_stage_is_checked_under_dvc(make, kind):
-    dvc_yaml = {kind.pipeline: f"stages: {{s: {{{kind.entry}}}}}"}
-    folder = make({"src/w.py": WRITE, **kind.files, **dvc_yaml})
+def test_every_kind_of_stage_is_checked_under_dvc(make):
+    folder = make(KINDS)
     under_dvc(folder)
-    printed = succeed(folder, "dvc", "repro", kind.pipeline)
-    assert printed.count("Running stage") == kind.runs
-    assert (folder / kind.result).read_text() == "done"
-    with (folder / "src/w.py").open("a") as file:
-        file.write(f"open('{folder}/.gitignore')\n")
-    done = run(folder, "dvc", "repro", kind.pipeline)
-    assert ".gitignore, which dvc.yaml does not declare: add" in done.stderr
+    repro = ("dvc", "repro", "--all-pipelines", "--keep-going")
+    assert succeed(folder, *repro).count("Running stage") == 9
+    assert {(folder / name).read_text() for name in RESULTS} == {"done"}
+    for file in (folder / "src").glob("*.py"):
+        edit(file, "enforce()\n", f"enforce()\nopen('{folder}/.gitignore')\n")
+    said = run(folder, *repro).stderr
+    refused = re.findall(r"stage (\S+) reads \S*\.gitignore, which dvc.yaml does", said)
+    assert len({*refused}) == 9, said
 
 
 @pytest.mark.parametrize(
