@@ -107,11 +107,11 @@ FILES = {
           probe:
             cmd: python probe.py
             deps: [data/file, data/folder, hermetic, probe.py]
-            params: [mine]
+            params: [mine, some.of]
             outs:
               - out/result
         """,
-    "params.yaml": "mine: 1\nother: 2\n",
+    "params.yaml": "{mine: 1, other: 2, some: {of: {a: 3}, others: 4}}",
     "helper.py": "VALUE = 1",
     "package/helper.py": "VALUE = 1",
 }

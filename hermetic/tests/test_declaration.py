@@ -222,8 +222,7 @@ def test_only_what_is_declared_is_shown():
 
 LOOKUPS = {
     "a": lambda found: found["x"],
-    "get": lambda found: found.get("x"),
-    "a default": lambda found: found.get("x", 0),
+    "get": lambda found: found.get("x", 0),
     "in": lambda found: "x" in found,
     "pop": lambda found: found.pop("x", 0),
     "setdefault": lambda found: found.setdefault("x", 0),

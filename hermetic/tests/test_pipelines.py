@@ -98,28 +98,6 @@ def test_a_pipeline_like_dvcs_example_runs_and_reruns_what_has_changed(make):
     assert ran == ["train", "evaluate"]
 
 
-@pytest.mark.parametrize(
-    ("stage", "line", "without", "named"),
-    [
-        ("prepare", "prepare.seed, ", "", "prepare.seed"),
-        ("prepare", "deps: [data/data.xml, ", "deps: [", "data/data.xml"),
-        ("prepare", "src/hermetic, src/prepare", "src/prepare", "src/hermetic"),
-        ("prepare", "outs: [data/prepared]", "", "data/prepared"),
-        ("train", "deps: [data/prepared, ", "deps: [", "data/prepared"),
-    ],
-)
-def test_what_was_forgotten_is_named_with_the_line_to_add(
-    make, stage, line, without, named
-):
-    folder = make({**EXAMPLE, "data/prepared/train.tsv": "1"})
-    (command,) = re.findall(rf"python (src/{stage}.*)", EXAMPLE["dvc.yaml"])
-    before, _, after = (folder / "dvc.yaml").read_text().partition(f"{stage}:")
-    after = after.replace(line, without, 1)
-    (folder / "dvc.yaml").write_text(f"{before}{stage}:{after}")
-    done = by_hand(folder, *command.split(), stage=stage)
-    assert violates(done, f'add "- {named}', stage=stage)
-
-
 def test_a_command_shows_which_line_used_what_and_what_is_superfluous(make):
     folder = make(EXAMPLE)
     under_dvc(folder)
@@ -217,26 +195,6 @@ def test_every_kind_of_stage_is_checked_under_dvc(make):
     said = run(folder, *repro).stderr
     refused = re.findall(r"stage (\S+) reads \S*\.gitignore, which dvc.yaml does", said)
     assert len({*refused}) == 9, said
-
-
-@pytest.mark.parametrize(
-    ("lookup", "named"),
-    [
-        ("hermetic.read_params('a')['x']", "a.x"),
-        ("hermetic.read_params('a')['c']['e']", "a.c.e"),
-        ("hermetic.read_params()['z']", "z"),
-        ("hermetic.read_params('z')", "z"),
-    ],
-)
-def test_another_parameter_is_refused_by_its_name(make, lookup, named):
-    good = "assert hermetic.read_params() == {'a': {'b': 1, 'c': {'d': 2}}}\n"
-    files = {
-        "params.yaml": "{a: {b: 1, c: {d: 2, e: 3}, x: 4}, z: 5}",
-        "src/w.py": ENFORCE + good + lookup,
-        "dvc.yaml": "stages: {s: {cmd: c, deps: [src], params: [a.b, a.c.d]}}",
-    }
-    told = f'reads {named}, which dvc.yaml does not declare: add "- {named}" to'
-    assert violates(by_hand(make(files), "src/w.py"), told, stage="s")
 
 
 # Libraries that do more than a stage declares: README.md lists what to allow.
