@@ -23,6 +23,8 @@ STAGES = ["download", "preprocess", "baseline", "train", "report"]
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+IF_ROOT = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] * (os.geteuid() == 0)
+"""Drops root's capabilities: file permissions then hold for root as well."""
 AUTHOR = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
 
 

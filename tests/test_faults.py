@@ -21,12 +21,10 @@ import yaml
 from stages.plumbing import artifacts
 from stages.plumbing.errors import OUT_OF_MEMORY, one_line
 from stages.plumbing.runtime import SCRATCH
-from tests.conftest import contents, copy, edit, run, start
+from tests.conftest import IF_ROOT, contents, copy, edit, run, start
 from tools.verify import outputs
 
 FOLDERS = ("data", "models", "metrics")
-IF_ROOT = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] * (os.geteuid() == 0)
-"""Drops root's capabilities: file permissions then hold for root as well."""
 Limit = tuple[int, int]
 """A resource and its limit."""
 

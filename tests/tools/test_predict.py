@@ -21,13 +21,10 @@ from stages.evaluation.model_file import BLOCK_PIXELS, TrainedModel
 from stages.evaluation.outputs import CLASS_OUTPUTS, PAIR_OUTPUTS
 from stages.plumbing import artifacts
 from stages.plumbing.tensors import Decoding
-from tests.conftest import ROOT, edit, environment, home, run, succeed
+from tests.conftest import IF_ROOT, ROOT, edit, environment, home, run, succeed
 
 COMMAND = ("python", "-m", "tools.predict")
 PAGE = (ROOT / "docs/model-file.md").read_text("utf-8")
-UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-"""Drop root's capabilities: file permissions then hold for root as well."""
-IF_ROOT = UNPRIVILEGED if os.geteuid() == 0 else []
 UNREADABLE = "correct the path or its permissions, or leave it out"
 ODD_NAMES = ['say "3", 7', "two\nlines", "a\r\tb", "\udcff\x1b", ","]
 """As Python has them: the byte 255, which is not UTF-8, is a lone surrogate."""
