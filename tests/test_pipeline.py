@@ -12,7 +12,6 @@ from dvc.repo import Repo
 from stages.evaluation.model_file import TrainedModel
 from tests.builders import pack
 from tests.conftest import (
-    AUTHOR,
     ROOT,
     STAGES,
     contents,
@@ -110,14 +109,6 @@ def test_plots_diff_has_every_plot_of_both_commits(lent, tmp_path):
     for name, plots in shown["data"].items():
         revisions = {revision for plot in plots for revision in plot["revisions"]}
         assert revisions == {"HEAD~1", "workspace"}, name
-
-
-def test_the_model_is_an_artifact_that_can_be_fetched_by_its_tag(clone, tmp_path):
-    succeed(clone, "git", *AUTHOR, "tag", "-a", "-m", "first", "model@v1.0.0")
-    get = ["dvc", "artifacts", "get", "-o", "fetched.npz", str(clone), "model"]
-    succeed(tmp_path, *get)
-    model = (clone / "models/model.npz").read_bytes()
-    assert (tmp_path / "fetched.npz").read_bytes() == model
 
 
 def test_dvc_repro_shows_the_line_and_keeps_what_was_built_before(clone):

@@ -316,19 +316,16 @@ def read_predictions(folder: Path) -> tuple[np.ndarray, ...]:
     """Return the actual and predicted classes and the probabilities of the actual."""
     with (folder / PREDICTIONS).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    actual, predicted = (
-        np.array([r[k] for r in rows]) for k in ("actual", "predicted")
-    )
-    return actual, predicted, np.array([float(row["p_actual"]) for row in rows])
+    columns = [np.array([row[key] for row in rows]) for key in rows[0]]
+    return columns[2], columns[3], columns[5].astype(float)
 
 
 @pytest.fixture(scope="module")
 def changed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Halve the learning rate in a clone, as experiment `slow` and in the workspace."""
     folder = copy(built, tmp_path_factory.mktemp("changed") / "a clone")
-    succeed(
-        folder, "dvc", "exp", "run", "-q", "-n", "slow", "-S", "train.learning_rate=0.1"
-    )
+    slow = ("-n", "slow", "-S", "train.learning_rate=0.1")
+    succeed(folder, "dvc", "exp", "run", "-q", *slow)
     return folder
 
 
@@ -343,15 +340,15 @@ def test_the_figures_follow_from_the_predictions_of_both(built: Path, changed: P
     assert f"{only}{(other & ~right).sum()} (McNemar's exact test" in said
     points = 100 * (sk.accuracy_score(actual, new) - sk.accuracy_score(actual, old))
     assert f"In percentage points, it is {points:+.2g} (95 % interval" in said
-    losses = [
+    old_loss, new_loss = (
         sk.log_loss(actual == "7", np.where(actual == "7", p, 1 - p))
         for p in (old_p, new_p)
-    ]
+    )
     pattern = r"log loss is more than chance: (\S+) \(.* (\S+) to (\S+)\)"
     found = re.search(pattern, said)
     assert found
     mean, low, high = map(float, found.groups())
-    assert mean == pytest.approx(losses[1] - losses[0], rel=0.02)
+    assert mean == pytest.approx(new_loss - old_loss, rel=0.02)
     each = np.log(old_p) - np.log(new_p)
     expected = stats.norm.interval(0.95, each.mean(), stats.sem(each))
     assert (low, high) == pytest.approx(expected, abs=0.3 * stats.sem(each))

@@ -21,7 +21,7 @@ from stages.evaluation.model_file import BLOCK_PIXELS, TrainedModel
 from stages.evaluation.outputs import CLASS_OUTPUTS, PAIR_OUTPUTS
 from stages.plumbing import artifacts
 from stages.plumbing.tensors import Decoding
-from tests.conftest import IF_ROOT, ROOT, edit, environment, home, run, succeed
+from tests.conftest import IF_ROOT, ROOT, edit, environment, home, run, start, succeed
 
 COMMAND = ("python", "-m", "tools.predict")
 PAGE = (ROOT / "docs/model-file.md").read_text("utf-8")
@@ -103,22 +103,17 @@ def test_csv_and_json_say_the_same_whatever_the_path_holds(built, digit, tmp_pat
         assert sum(item["scores"].values()) == pytest.approx(1)
 
 
-def test_control_characters_in_a_path_leave_one_line_per_image(built, digit, tmp_path):
+def test_what_a_terminal_cannot_show_is_escaped_on_one_line(built, digit, tmp_path):
     (folder := tmp_path / "3").mkdir()
-    for name in ODD_NAMES:
+    for name in [*ODD_NAMES, "große 3"]:
         shutil.copy(digit, folder / f"{name}.png")
-    done = run(built, *COMMAND, f"{tmp_path}/b\na\x1bd\udcff", str(folder))
-    names = [",", r"\udcff\x1b", r"a\r\tb", 'say "3", 7', r"two\nlines"]
+    given = [f"{tmp_path}/b\na\x1bd\udcff", str(folder)]
+    done = run(built, *COMMAND, *given, PYTHONIOENCODING="ascii")
+    names = [",", r"\udcff\x1b", r"a\r\tb", 'say "3", 7', r"two\nlines", r"gro\xdfe 3"]
     lines = [line.split("\t")[:2] for line in done.stdout.splitlines()]
     assert sorted(lines) == sorted([f"{folder}/{name}.png", "3"] for name in names)
     error = f"No such file or directory: {UNREADABLE}"
     assert done.stderr == rf"predict: {tmp_path}/b\na\x1bd\udcff: {error}" + "\n"
-
-
-def test_a_name_that_the_terminal_cannot_show_is_escaped(built, digit):
-    shutil.copy(digit, file := digit.with_name("große 3.png"))
-    shown = ask(built, file, PYTHONIOENCODING="ascii")
-    assert shown.startswith(f"{file.parent}/gro\\xdfe 3.png\t3\t")
 
 
 def test_a_dash_is_standard_input_once(built, digit):
@@ -278,21 +273,15 @@ def large(tmp_path_factory) -> tuple[str, str]:
 def test_the_first_answers_come_before_the_last_image_is_there(built, large, tmp_path):
     model, image = large
     os.mkfifo(late := tmp_path / "late")
-    with subprocess.Popen(
-        [*COMMAND, "--model", model, *[image] * 8, str(late)],
-        cwd=built,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        if not select.select([process.stdout], [], [], 60)[0]:
-            process.kill()
-        for _ in range(8):
-            assert process.stdout.readline().startswith(f"{image}\t")
-        late.write_bytes(Path(image).read_bytes())
-        assert process.stdout.readline().startswith(f"{late}\t")
-        assert process.wait() == 0
+    process = start(built, *COMMAND, "--model", model, *[image] * 8, str(late))
+    assert process.stdout
+    if not select.select([process.stdout], [], [], 60)[0]:
+        process.kill()
+    for _ in range(8):
+        assert process.stdout.readline().startswith(f"{image}\t")
+    late.write_bytes(Path(image).read_bytes())
+    assert process.communicate()[0].startswith(f"{late}\t")
+    assert process.returncode == 0
 
 
 PEAKS = """
