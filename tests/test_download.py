@@ -266,7 +266,7 @@ def test_what_is_neither_a_file_nor_on_the_web_is_refused(tree, source, message)
 def test_an_archive_with_another_digest_is_refused(site, tree, earlier):
     site.answers = [GOOD]
     line = run_stage(tree, site.url(), "ab" * 32, earlier=earlier)
-    said = f"{site.url()} has SHA-256 {DIGEST}, but download.sha256 wants {'ab' * 32}"
+    said = f"{site.url()} has SHA-256 {DIGEST}, but download.sha256 is {'ab' * 32}"
     assert f"{said}: if you trust this archive, put its digest into params.yaml" in line
     assert len(site.asked) == 1
 

@@ -137,7 +137,7 @@ def test_the_batch_size_is_compared_only_with_tensors_of_these_parameters(
     edit(restored / PARAMS, "batch_size: 64", "batch_size: 20000")
     (line,) = check(restored)
     assert line == refusal(restored, "train")
-    assert line.endswith("is more than the training images: allowed are 1 to 12396")
+    assert line.endswith("exceeds the number of training images: use 1 to 12396")
     edit(restored / PARAMS, "grayscale: false", "grayscale: true")
     assert check(restored) == []
     edit(restored / PARAMS, "grayscale: true", "grayscale: false")

@@ -135,7 +135,7 @@ def test_what_is_not_compared_is_said():
     assert f"Images that are not compared: {rest}" in said
     said = say(first, make(make_rows(range(33), ["x"] * 33, predicted[:33]), "new"))
     assert "Nothing can be compared: HEAD and new have no validation image" in said
-    assert "Images that are not compared: 33 of other classes there." in said
+    assert "Images that are not compared: 33 with different classes." in said
 
 
 def test_the_order_of_the_images_changes_nothing_and_that_of_the_classes_is_said():
