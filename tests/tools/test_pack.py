@@ -417,7 +417,11 @@ SIZES = [
     ({(10, 200): 1, (10, 201): 1}, [3, 64]),
     ({(1, 4000): 1, (1, 3000): 1}, [1, 64]),
 ]
-INKS = [([0, 10, 200], 255), ([250, 100, np.nan], 0), ([np.nan], 255)]
+INKS: list[tuple[list[float], int]] = [
+    ([0, 10, 200], 255),
+    ([250, 100, np.nan], 0),
+    ([np.nan], 255),
+]
 
 
 def test_sizes_that_differ_become_their_bounded_median():
