@@ -1,5 +1,6 @@
-// `forward` of stages/model.py in JavaScript, for the report. Optional: if it is missing
-// or disagrees with Python, the page does not offer to try the model.
+// `forward` of stages/model.py in JavaScript, for the report. Optional: if it
+// disagrees with Python, or is deleted here and from the deps of report in dvc.yaml, the
+// page does not offer to try the model.
 
 /** Return the outputs (C) for the pixels (H·W) of an image, in [0, 1]. */
 function forward({ weights, bias }, pixels) {

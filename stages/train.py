@@ -159,6 +159,23 @@ def fit(
     return jax.tree.map(np.asarray, state[0]), np.reshape(history, (epochs + 1, 4))
 
 
+def check_model(params: Params, shape: tuple[int, ...], count: int) -> None:
+    """Raise UserError unless `init` and `forward` return what the stages need.
+
+    That is a dict of float32 arrays, and outputs (N, count) for images (N, *shape).
+    """
+    arrays = params.values() if isinstance(params, dict) else [params]
+    if any(getattr(array, "dtype", None) != jnp.float32 for array in arrays):
+        raise UserError("stages/model.py: init has to return a dict of float32 arrays")
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    outputs = jax.eval_shape(forward, params, images)  # computes nothing
+    if (found := getattr(outputs, "shape", None)) != (2, count):
+        raise UserError(
+            f"stages/model.py: forward has to return outputs of shape {(2, count)} for "
+            f"2 images, not {found}"
+        )
+
+
 def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
     """Raise UserError if units start equal, get equal gradients and so stay equal.
 
@@ -186,7 +203,7 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
 
     Returns {} for a model without a row of weights per pixel.
     """
-    name = pixel_weights(params, train.images[0].size)
+    name = pixel_weights(params, train.images.shape[1:])
     if name is None:
         return {}
     pixel = train.images.sum(0, dtype=np.int64).argmax()  # the brightest
@@ -220,6 +237,7 @@ def main() -> None:
     # Compiled: op by op, JAX takes ten times as long.
     init = partial(jax.jit, static_argnames=("shape", "outputs", *settings))(model.init)
     untrained = init(key, shape, count, **settings)
+    check_model(untrained, shape, count)
     check_symmetry(untrained, shape, config.loss)
     params, history = fit(untrained, train, valid, config)
     if not all(np.isfinite(array).all() for array in (*params.values(), history)):
@@ -229,11 +247,13 @@ def main() -> None:
         )
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
     trained = TrainedModel(params, classes, meaning, shape, decoding)
+    # Scaling zeros would change nothing, but init's own defaults draw random weights.
+    all_zero = not any(map(np.any, untrained.values()))
+    nudged = init(key, shape, count) if all_zero else untrained
     files = {
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        # init's own defaults draw random weights: scaling zeros would change nothing.
-        artifacts.SENSITIVITY: sensitivity(init(key, shape, count), train, config.loss),
+        artifacts.SENSITIVITY: sensitivity(nudged, train, config.loss),
     }
     if jax.process_index() == 0:  # all processes have the same results; one writes
         artifacts.publish(files)

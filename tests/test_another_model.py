@@ -33,6 +33,13 @@ def test_another_model_is_one_file(clone, patch, lines):
     succeed(clone, "git", "apply", "../patch")
     succeed(clone, "dvc", "repro")
 
+    page = (clone / "metrics/report.html").read_text("utf-8")
+    has_unit = "weights of a hidden unit" in page
+    assert has_unit == (patch == SIMPLE_NET)
+    assert ("This model has no weights per pixel" in page) == (patch == CONVOLUTION)
+    nudged = json.loads((clone / "metrics/sensitivity.json").read_text("utf-8"))
+    assert bool(nudged) == has_unit
+
     metrics = json.loads((clone / "metrics/model.json").read_text("utf-8"))
     assert metrics["accuracy"] >= 0.99
     compared = succeed(clone, "python", "-m", "tools.compare")

@@ -371,3 +371,33 @@ def test_hidden_units_that_would_stay_equal_are_refused(
 
 def test_a_model_without_weights_for_each_pixel_has_no_sensitivity_test():
     assert train.sensitivity({"kernel": np.ones((3, 3))}, problem(2), "brier") == {}
+
+
+@pytest.mark.parametrize(
+    ("params", "run", "problem"),
+    [
+        (
+            {"w": np.ones((6, 1))},
+            forward,
+            "init has to return a dict of float32 arrays",
+        ),
+        (
+            [F32(np.ones((6, 1)))],
+            forward,
+            "init has to return a dict of float32 arrays",
+        ),
+        ({"w": {"nested": F32(np.ones(1))}}, forward, "a dict of float32 arrays"),
+        (
+            {"w": F32(np.ones(1))},
+            lambda _, x: x[:, 0, 0],
+            r"shape \(2, 1\) for 2 images",
+        ),
+        ({"w": F32(np.ones(1))}, lambda _, x: x[:1, 0, :1], r"images, not \(1, 1\)"),
+    ],
+)
+def test_a_model_of_the_wrong_form_is_refused_before_it_is_trained(
+    monkeypatch, params, run, problem
+):
+    monkeypatch.setattr(train, "forward", run)
+    line = refusal(train.check_model, params, (3, 2), 1)
+    assert re.match(f"stages/model.py: .*{problem}", line)

@@ -223,7 +223,7 @@ def differing(first: Revision, second: Revision) -> list[str]:
             pair: list[Any] = [old.get(key), new.get(key)]
             # Keep a string as it is, and write null and true as in YAML.
             texts = [x if isinstance(x, str) else json.dumps(x) for x in pair]
-            if all(isinstance(x, int | float) for x in pair):
+            if all(type(x) in (int, float) for x in pair):  # bool is an int, too
                 texts.append(f"{round(pair[1] - pair[0], artifacts.DECIMALS):+.6g}")
             rows += [[key, *texts, ""][:4]] * (pair[0] != pair[1])
         lines += [*align(rows), ""] * (len(rows) > 1)

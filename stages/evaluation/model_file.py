@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from stages import model
 from stages.evaluation.outputs import CLASS_OUTPUTS, PAIR_OUTPUTS
 from stages.plumbing import npz
-from stages.plumbing.errors import damaged
+from stages.plumbing.errors import UserError, damaged
 from stages.plumbing.tensors import Decoding, format_decoding, parse_decoding
 
 BLOCK_PIXELS = 2**22
@@ -54,16 +54,21 @@ class TrainedModel(NamedTuple):
         if not fits:
             raise damaged(path, "its arrays do not fit together")
         # Only `forward` knows which arrays it needs, so try it.
-        blank = np.zeros((1, *trained.image_size), np.uint8)
+        blank = np.zeros((2, *trained.image_size), np.uint8)
         try:
             shape = trained.logits(blank).shape
         except MemoryError:
             raise
         except Exception as error:  # any type: the params may be another model's
-            raise damaged(path, f"stages/model.py cannot run it: {error!r}") from None
-        if shape != (1, count):
-            raise damaged(path, f"its outputs are {shape}, not {(1, count)}")
-        return trained
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if shape == (2, count):
+                return trained
+            reason = f"its outputs for 2 images are {shape}, not {(2, count)}"
+        raise UserError(
+            f"{path} does not fit stages/model.py ({reason}): run dvc repro, or "
+            "correct stages/model.py"
+        )
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the content of the npz file that `load` reads."""
@@ -90,7 +95,21 @@ class TrainedModel(NamedTuple):
         return np.concatenate([np.asarray(block, np.float64) for block in blocks])
 
 
-def pixel_weights(params: Mapping[str, Any], pixels: int) -> str | None:
-    """Return the name of the array with a row for each pixel, or None."""
-    rows = (name for name, a in params.items() if a.ndim > 1 and len(a) == pixels)
-    return next(rows, None)
+def pixel_weights(params: Mapping[str, Any], image_size: tuple[int, ...]) -> str | None:
+    """Return the name of the array with a row for each pixel, or None.
+
+    A dense layer behind a convolution can have as many rows by chance. But for an
+    image with a single bright pixel, the rows of all other pixels have no effect.
+    """
+    image = np.zeros((1, *image_size))
+    bright = image.size // 2
+    image.flat[bright] = 1
+    arrays = {name: np.asarray(a, np.float64) for name, a in params.items()}
+    for name, array in arrays.items():
+        if array.ndim > 1 and len(array) == image.size:
+            others = array + 1
+            others[bright] = array[bright]
+            outputs = model.forward(arrays, image)
+            if np.array_equal(outputs, model.forward(arrays | {name: others}, image)):
+                return name
+    return None

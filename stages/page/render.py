@@ -111,7 +111,7 @@ def pixel_images(trained: TrainedModel) -> NDArray[np.float32]:
     Each image belongs to a class or, if the model is not linear, to a hidden unit.
     """
     height, width = trained.image_size
-    name = pixel_weights(trained.params, height * width)
+    name = pixel_weights(trained.params, trained.image_size)
     rows = trained.params[name] if name else np.empty((height * width, 0), np.float32)
     return rows.reshape(height * width, -1).T.reshape(-1, height, width)
 

@@ -99,9 +99,17 @@ class Report(Section, frozen=True):
 
 
 def settings(init: Callable[..., Any]) -> Any:
-    """Return the section `model`: the arguments of `init` with defaults."""
-    arguments = inspect.signature(init).parameters.values()
+    """Return the section `model`: the arguments of `init` with defaults.
+
+    Raises UserError for one without a type.
+    """
+    arguments = inspect.signature(init, eval_str=True).parameters.values()
     fields = [(a.name, a.annotation) for a in arguments if a.default is not a.empty]
+    for name, kind in fields:
+        if kind is inspect.Parameter.empty:
+            raise UserError(
+                f"stages/model.py: give {name}, an argument of init, a type"
+            )
     return msgspec.defstruct(
         "Model", fields, bases=(Section,), frozen=True, forbid_unknown_fields=True
     )

@@ -1,6 +1,7 @@
 """The model file: read as it was written, or refused."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.builders import refusal
 from tests.evaluation.test_outputs import MEANINGS
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
+UNSIZED = format_decoding(Decoding(None, True, None))
 RANDOM = np.random.default_rng(0)
 
 
@@ -69,7 +71,6 @@ def test_logits_are_computed_in_float64_block_by_block(monkeypatch, classes):
         {"image_size": np.array([4, 5])},
         {"image_size": np.array([24])},
         {"image_size": np.array([0, 6])},
-        {"params/bias": np.zeros(2, np.float32)},
         {"params/bias": np.zeros(1)},
         {"decoding": format_decoding(Decoding((6, 4), False, None))},
         {"decoding": np.array("{}")},
@@ -82,10 +83,20 @@ def test_a_model_whose_arrays_do_not_fit_together_is_refused(changes):
     assert line.endswith("run dvc repro")
 
 
-def test_the_arrays_of_another_model_are_refused_with_what_is_missing():
-    arrays = draw(2, "sigmoid").to_arrays()
-    arrays["params/first"] = arrays.pop("params/weights")
-    assert re.search("stages/model.py cannot run it.*'weights'", refusal(load, arrays))
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image_size": np.array([4, 5]), "decoding": UNSIZED}, "ValueError: .*"),
+        ({"params/bias": np.zeros(2, np.float32)}, r"its outputs .* \(2, 2\), not .*"),
+        ({"params/weights": None}, "KeyError: 'weights'"),
+    ],
+)
+def test_arrays_that_forward_cannot_run_are_another_models(changes, reason):
+    arrays = draw(2, "sigmoid").to_arrays() | changes
+    line = refusal(load, {k: a for k, a in arrays.items() if a is not None})
+    start = r"models/model.npz does not fit stages/model.py \("
+    remedy = r"\): run dvc repro, or correct stages/model.py"
+    assert re.fullmatch(start + reason + remedy, line)
 
 
 def test_a_model_that_does_not_say_how_to_use_it_is_refused():
@@ -94,7 +105,15 @@ def test_a_model_that_does_not_say_how_to_use_it_is_refused():
     assert re.search("classes is not a file.*delete it and run dvc repro", line)
 
 
-def test_weights_of_pixels_have_a_row_for_each():
-    arrays = {"bias": np.zeros(24), "first": np.zeros((24, 3)), "last": np.ones((3, 1))}
-    assert pixel_weights(arrays, 24) == "first"
-    assert pixel_weights(arrays, 784) is None
+def test_weights_of_pixels_are_found_by_what_they_do(monkeypatch):
+    """A dense layer behind others may have a row for each pixel by chance."""
+    params = {"weights": RANDOM.normal(size=(24, 3)), "bias": np.zeros(3)}
+    assert pixel_weights(params, (4, 6)) == "weights"
+    assert pixel_weights({"kernel": np.ones((3, 3))}, (4, 6)) is None
+
+    def behind_features(params: Any, images: Any) -> Any:
+        features = images.reshape(len(images), -1) + 0.1
+        return features @ params["dense"]
+
+    monkeypatch.setattr(model_file.model, "forward", behind_features)
+    assert pixel_weights({"dense": np.ones((24, 1))}, (4, 6)) is None
