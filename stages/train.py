@@ -234,9 +234,7 @@ def main() -> None:
     key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
     count = 1 if len(classes) == 2 else len(classes)  # one logit decides a pair
     meaning = outputs_of(config.loss, count)
-    # Compiled: op by op, JAX takes ten times as long.
-    init = partial(jax.jit, static_argnames=("shape", "outputs", *settings))(model.init)
-    untrained = init(key, shape, count, **settings)
+    untrained = model.init(key, shape, count, **settings)
     check_model(untrained, shape, count)
     check_symmetry(untrained, shape, config.loss)
     params, history = fit(untrained, train, valid, config)
@@ -249,7 +247,7 @@ def main() -> None:
     trained = TrainedModel(params, classes, meaning, shape, decoding)
     # Scaling zeros would change nothing, but init's own defaults draw random weights.
     all_zero = not any(map(np.any, untrained.values()))
-    nudged = init(key, shape, count) if all_zero else untrained
+    nudged = model.init(key, shape, count) if all_zero else untrained
     files = {
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
