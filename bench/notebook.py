@@ -70,7 +70,7 @@ def main() -> None:
         loss = mnist_loss(predictions, targets)
         return f"accuracy {accuracy:.7f}, loss {loss:.5f}"
 
-    params = init(random.PRNGKey(42), (28, 28), 1)
+    params = init(random.PRNGKey(42), (28, 28, 1), 1)
     predictions = forward(params, inputs)
     print("untrained:", score(predictions))
 

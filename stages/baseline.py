@@ -15,7 +15,7 @@ from stages.plumbing.tensors import Split
 
 
 def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
-    """Average each class, (classes, H, W) in [0, 1]: the perfect 3, the perfect 7.
+    """Average each class, (classes, H, W, C) in [0, 1]: the perfect 3, the perfect 7.
 
     Sums integers, so that the order of summation cannot matter.
     """
@@ -27,12 +27,12 @@ def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
         for label in np.unique(labels):  # few: images are sorted by class
             totals[label] += images[labels == label].sum(0, dtype=np.int64)
     counts = np.bincount(train.labels, minlength=classes)
-    return (totals / (255 * counts[:, None, None])).astype(np.float32)
+    return (totals / (255 * counts.reshape(-1, 1, 1, 1))).astype(np.float32)
 
 
 @partial(jax.jit, static_argnames="distance")
 def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Array:
-    """Return the distances (N, K) from images, uint8 (N, H, W), to means (K, H, W).
+    """Return the distances (N, K) from uint8 images (N, H, W, C) to means (K, H, W, C).
 
     l1 is the mean absolute difference of the pixels, l2 the root mean square.
     """
@@ -40,10 +40,10 @@ def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Arr
     def to_mean(mean: Array) -> Array:
         difference = images / 255 - mean
         if distance == "l1":  # static, so decided once, while JAX traces
-            return jnp.abs(difference).mean((1, 2))
-        return jnp.sqrt((difference**2).mean((1, 2)))
+            return jnp.abs(difference).mean((1, 2, 3))
+        return jnp.sqrt((difference**2).mean((1, 2, 3)))
 
-    # One mean at a time: broadcasting would need an array (N, K, H, W).
+    # One mean at a time: broadcasting would need an array (N, K, H, W, C).
     return jax.lax.map(to_mean, means).T
 
 

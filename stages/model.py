@@ -14,7 +14,7 @@ def init(
 ) -> Params:
     """Draw weights and bias from a normal distribution, as the notebook does.
 
-    `shape` is the image shape, (H, W). `outputs` (C) is 1 for a pair of classes, else
+    `shape` is the image shape, (H, W, C). `outputs` is 1 for a pair of classes, else
     the number of classes. Arguments with defaults are the keys of `model` in
     params.yaml.
     """
@@ -29,7 +29,7 @@ def init(
 
 
 def forward(params: Params, images: Any) -> Any:
-    """Return the outputs (N, C) for images (N, H, W) in [0, 1].
+    """Return outputs (N, outputs) for images (N, H, W, C) in [0, 1].
 
     Written for any array library: JAX trains it, NumPy runs it in float64 afterwards.
     """

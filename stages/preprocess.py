@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import math
+import mmap
 import os
 import shutil
 import struct
@@ -17,13 +18,18 @@ from numpy.typing import NDArray
 
 from stages.images import names
 from stages.images.archive import Archive, Entry
-from stages.images.decode import decode
+from stages.images.decode import is_gray, load, to_pixels
 from stages.plumbing import artifacts, parameters, runtime, tensors, workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
 from stages.plumbing.tensors import Decoding, Split
 
 MAX_FOLDERS_SHOWN = 8
+CONVERTED = {
+    "gray": "in colour or with a palette, converted to gray",
+    "rgb": "gray, taken as they are",
+}
+"""What `preprocess` counts, by data.color."""
 RECORD = struct.Struct("7q")
 """An Entry as bytes: a Python object would take five times the memory."""
 MIN_CHUNK, MAX_CHUNK = 8, 256
@@ -137,27 +143,33 @@ def read_images(
 ) -> NDArray[np.uint8]:
     """Decode images in parallel; the image of entries[i] goes to row rows[i].
 
-    Returns the images (N, H, W), memory-mapped from `file`. Raises UserError if the
-    disk is too small, or for the first member, in archive order, that is unusable or
-    differs in size from the first image.
+    Returns the images (N, H, W, C), memory-mapped from `file`, and prints how many gray
+    ones `rgb` took or coloured ones `gray` converted. Raises UserError if the disk is
+    too small, or for the first member, in archive order, that is unusable or differs in
+    size from the first image.
     """
     count, options = len(entries), decoding._asdict()
+    # Shared with the workers.
+    converted = np.frombuffer(mmap.mmap(-1, count), np.bool_)
 
-    def decode_entry(entry: Entry) -> tuple[str, NDArray[np.uint8]]:
+    def decode_entry(i: int) -> tuple[str, NDArray[np.uint8]]:
+        entry = Entry(*entries[i].tolist())
         name = source.name(entry)
-        return name, decode(source.load(entry), name, **options)
+        image = load(source.load(entry), name)
+        converted[i] = is_gray(image) == (decoding.color == "rgb")
+        return name, to_pixels(image, name, **options)
 
     # In this process, to learn the image size before any worker starts.
-    first_name, first = decode_entry(Entry(*entries[0].tolist()))
+    first_name, first = decode_entry(0)
     check_disk(count * first.size)
 
     def decode_chunk(chunk: range) -> None:
         """Decode some images, and write them to their rows."""
-        part = slice(chunk.start, chunk.stop)
-        for row, entry in zip(rows[part].tolist(), entries[part].tolist(), strict=True):
-            name, image = decode_entry(Entry(*entry))
+        for i in chunk:
+            name, image = decode_entry(i)
             if image.shape != first.shape:
-                size, first_size = (f"{h} x {w}" for h, w in (image.shape, first.shape))
+                shapes = image.shape, first.shape
+                size, first_size = (f"{h} x {w}" for h, w, _ in shapes)
                 raise UserError(
                     f"{name}: its size is {size}, but {first_name} has {first_size}: "
                     "set data.size to resize all"
@@ -165,7 +177,7 @@ def read_images(
             # Workers write to the shared file: sending images to the parent would cost
             # more. pwrite ignores the file position, which forked processes share. On
             # a nearly full disk, it writes part of the data without an error.
-            if os.pwrite(file.fileno(), image.data, row * image.size) < image.size:
+            if os.pwrite(file.fileno(), image.data, rows[i] * image.size) < image.size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     processes = workers.available_processors()
@@ -176,6 +188,9 @@ def read_images(
         decoded = chain.from_iterable(done)
         for _ in progress(decoded, "decode images", "images", count):
             pass  # the images are in the file; this raises the workers' errors
+    if found := int(converted.sum()):
+        example = source.name(Entry(*entries[converted.argmax()].tolist()))
+        print(f"{CONVERTED[str(decoding.color)]}: {found}, for example {example}")
     return np.asarray(np.memmap(file, np.uint8, "r", shape=(count, *first.shape)))
 
 
@@ -199,7 +214,7 @@ def check_disk(pixels: int) -> None:
 
 def decoding_of(data: parameters.Data) -> Decoding:
     """Return the decoding options."""
-    return Decoding(data.size, data.grayscale, data.background)
+    return Decoding(data.size, data.color, data.background)
 
 
 def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
@@ -225,7 +240,7 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
 def find_copies(
     images: NDArray[np.uint8], others: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the images (N, H, W) that are also in others (M, H, W)."""
+    """Return a mask (N,) of the images (N, …) that are also in others (M, …)."""
 
     # Compare digests, which fit in memory even if the images do not.
     def digest(image: NDArray[np.uint8]) -> bytes:

@@ -61,7 +61,7 @@ def load_baseline(count: int) -> tuple[NDArray[np.float32], str, NDArray[np.floa
     dtypes = {"means": "float32", "distance": "str", "valid_distances": "float32"}
     arrays = npz.load_arrays(artifacts.BASELINE, dtypes, ["valid_distances"])
     means, distance, to_means = arrays.values()
-    if means.ndim != 3 or to_means.shape != (count, len(means)):
+    if means.ndim != 4 or to_means.shape != (count, len(means)):
         raise damaged(artifacts.BASELINE, "its arrays do not fit the images")
     return means, str(distance), to_means
 
@@ -145,7 +145,7 @@ def galleries(results: Results) -> dict[str, bytes]:
     )
     return {
         "metrics/means.png": pictures.gallery(
-            pictures.grayscale(means), [f"mean: {name}" for name in names], columns=5
+            pictures.to_images(means), [f"mean: {name}" for name in names], columns=5
         ),
         "metrics/weights.png": pictures.gallery(
             pictures.diverging(weights),
@@ -155,7 +155,7 @@ def galleries(results: Results) -> dict[str, bytes]:
         if len(weights)  # else a blank one: DVC fails if an output is missing
         else pictures.gallery([BLANK], ["no weights per pixel"], columns=1),
         "metrics/mistakes.png": pictures.gallery(
-            pictures.grayscale(wrong),
+            pictures.to_images(wrong),
             [
                 f"{i}: {names[actual[i]]} predicted as {names[predicted[i]]}"
                 for i in results.mistakes
@@ -177,7 +177,7 @@ def main() -> None:
     trained = TrainedModel.load(artifacts.MODEL)
     # Stages run one by one can leave files that do not match.
     expected = (classes, means.shape[1:], decoding)
-    if (trained.classes, trained.image_size, trained.decoding) != expected:
+    if (trained.classes, trained.image_shape, trained.decoding) != expected:
         raise UserError(f"{artifacts.MODEL} was trained on other images: run dvc repro")
 
     predictions, p = predict_trained(valid, trained)

@@ -64,7 +64,7 @@ LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
 
 
 def loss_fn(params: Params, images: Array, labels: Array, loss: str) -> Array:
-    """Return the mean loss on images, uint8 (N, H, W), with labels (N,)."""
+    """Return the mean loss on images, uint8 (N, H, W, C), with labels (N,)."""
     logits = forward(params, images / 255)
     # With a single output, one_hot maps label 0 to 1 and label 1 to 0.
     return LOSSES[loss](logits, jax.nn.one_hot(labels, logits.shape[1])).mean()
@@ -90,7 +90,7 @@ def train_steps(
     state: State, batches: devices.Rows, hyperparams: Hyperparams,
     *, config: parameters.Train, steps: int,
 ) -> State:  # fmt: skip
-    """Run an SGD step for each batch of images (S, B, H, W) and labels (S, B).
+    """Run an SGD step for each batch of images (S, B, H, W, C) and labels (S, B).
 
     `steps` is the total over all epochs, for the schedule.
     """
@@ -112,7 +112,7 @@ def train_steps(
 def eval_step(params: Params, images: Array, labels: Array, loss: str) -> Array:
     """Return each image's loss, and 1 if it is classified correctly, else 0: (2, N).
 
-    `images` are uint8 (N, H, W).
+    `images` are uint8 (N, H, W, C).
     """
     logits = forward(params, images / 255)
     count = logits.shape[1]
@@ -179,7 +179,7 @@ def check_model(params: Params, shape: tuple[int, ...], count: int) -> None:
 def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
     """Raise UserError if units start equal, get equal gradients and so stay equal.
 
-    The gradients are those of random images of this shape, (H, W).
+    The gradients are those of random images of this shape, (H, W, C).
     """
 
     def equal_units(arrays: Params) -> set[str]:

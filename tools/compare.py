@@ -257,9 +257,10 @@ def draw(side: Revision, rows: Rows) -> list[str]:
     ):
         side.fs.get_file(artifacts.TENSORS, path := f"{folder}/tensors.npz")
         (valid,) = npz.load_arrays(path, dtypes, dtypes, verify=False).values()
+        valid = valid.reshape(*valid.shape[:3], -1)  # earlier: gray, (N, H, W)
         if all(tensors.digest_image(valid[row.index]) == row.digest for row in rows):
             images = pictures.shrink((valid[row.index] for row in rows), pictures.SIDE)
-            return list(map(pictures.data_uri, pictures.grayscale(images)))
+            return list(map(pictures.data_uri, pictures.to_images(images)))
     return []
 
 

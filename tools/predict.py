@@ -34,7 +34,7 @@ from stages.evaluation.model_file import BLOCK_PIXELS, TrainedModel  # noqa: E40
 write_csv = csv.writer(sys.stdout, "unix", quoting=csv.QUOTE_NONNUMERIC).writerow
 
 Block = list[tuple[str, NDArray[np.uint8]]]
-"""Paths and images (H, W)."""
+"""Paths and images (H, W, C)."""
 
 
 def find_images(paths: list[str], left_out: LeftOut) -> Iterator[str | Exception]:
@@ -52,17 +52,18 @@ def find_images(paths: list[str], left_out: LeftOut) -> Iterator[str | Exception
 
 
 def read_image(path: str, model: TrainedModel) -> NDArray[np.uint8]:
-    """Decode a file as preprocess did: (H, W). Raises OSError and UserError."""
+    """Decode a file as preprocess did: (H, W, C). Raises OSError and UserError."""
     with open(0 if path == "-" else path, "rb") as file:
         content = file.read(MAX_MEMBER + 1)
     shown = escape(path)
     if len(content) > MAX_MEMBER:
         raise UserError(f"{shown}: larger than {MAX_MEMBER >> 20} MiB: leave it out")
     image = decode(content, shown, **model.decoding._asdict())
-    if image.shape != model.image_size:
-        size, model_size = (f"{h} x {w}" for h, w in (image.shape, model.image_size))
+    if image.shape != model.image_shape:
+        shapes = image.shape, model.image_shape
+        size, model_size = (f"{h} x {w}" for h, w, _ in shapes)
         problem = f"its size is {size}, but the model is for {model_size}"
-        remedy = f"set data.size to {[*model.image_size]}, or resize it"
+        remedy = f"set data.size to {[*model.image_shape[:2]]}, or resize it"
         raise UserError(f"{shown}: {problem}: {remedy}")
     return image
 
@@ -131,7 +132,7 @@ def main() -> None:
     if arguments.csv:  # prefixed, since a class may be named like a column
         scores = [f"score_{name}" for name in model.classes]
         write_csv(["image", "class", "score", *scores])
-    block, size = Block(), min(256, BLOCK_PIXELS // math.prod(model.image_size))
+    block, size = Block(), min(256, BLOCK_PIXELS // math.prod(model.image_shape))
     left_out, failed = LeftOut(), False
     images = find_images(arguments.paths, left_out)
     # On a terminal, the answers themselves show the progress.

@@ -24,9 +24,9 @@ class TrainedModel(NamedTuple):
     classes: list[str]
     """The names of the K classes, in label order."""
     outputs: str
-    """What the C outputs mean: one of PAIR_OUTPUTS or CLASS_OUTPUTS."""
-    image_size: tuple[int, int]
-    """Height and width."""
+    """What the outputs mean: one of PAIR_OUTPUTS or CLASS_OUTPUTS."""
+    image_shape: tuple[int, ...]
+    """Height, width and channels: 3 if `decoding.color` is rgb, else 1."""
     decoding: Decoding
     """How image files become pixels."""
 
@@ -34,27 +34,28 @@ class TrainedModel(NamedTuple):
     def load(cls, path: str) -> Self:
         """Load a model; raise UserError if the file is damaged or inconsistent."""
         dtypes = {"params/": "float32", "classes": "str", "outputs": "str"}
-        dtypes |= {"image_size": "int64", "decoding": "str"}
+        dtypes |= {"image_shape": "int64", "decoding": "str"}
         arrays = npz.load_arrays(path, dtypes)
         trained = cls(
             {k.removeprefix("params/"): v for k, v in arrays.items() if "/" in k},
             classes=arrays["classes"].ravel().tolist(),
             outputs=str(arrays["outputs"]),
-            image_size=tuple(arrays["image_size"].ravel().tolist()),
+            image_shape=tuple(arrays["image_shape"].ravel().tolist()),
             decoding=parse_decoding(path, arrays["decoding"]),
         )
         count = 1 if len(trained.classes) == 2 else len(trained.classes)
         fits = (
             len(trained.classes) > 1
-            and len(trained.image_size) == 2
-            and min(trained.image_size) > 0
+            and len(trained.image_shape) == 3
+            and min(trained.image_shape) > 0
+            and trained.image_shape[2] == (3 if trained.decoding.color == "rgb" else 1)
             and trained.outputs in (PAIR_OUTPUTS if count == 1 else CLASS_OUTPUTS)
-            and trained.decoding.size in (None, trained.image_size)
+            and trained.decoding.size in (None, trained.image_shape[:2])
         )
         if not fits:
             raise damaged(path, "its arrays do not fit together")
         # Only `forward` knows which arrays it needs, so try it.
-        blank = np.zeros((2, *trained.image_size), np.uint8)
+        blank = np.zeros((2, *trained.image_shape), np.uint8)
         try:
             shape = trained.logits(blank).shape
         except MemoryError:
@@ -76,12 +77,12 @@ class TrainedModel(NamedTuple):
             **{f"params/{name}": array for name, array in self.params.items()},
             "classes": np.array(self.classes),
             "outputs": np.array(self.outputs),
-            "image_size": np.array(self.image_size, np.int64),
+            "image_shape": np.array(self.image_shape, np.int64),
             "decoding": format_decoding(self.decoding),
         }
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return the outputs (N, C) for images (N, H, W).
+        """Return outputs (N, 1) for a pair, else (N, K), for images (N, H, W, C).
 
         NumPy computes them in float64, so that every machine rounds to the same
         decimals, unless stages/model.py itself needs JAX.
@@ -95,13 +96,15 @@ class TrainedModel(NamedTuple):
         return np.concatenate([np.asarray(block, np.float64) for block in blocks])
 
 
-def pixel_weights(params: Mapping[str, Any], image_size: tuple[int, ...]) -> str | None:
-    """Return the name of the array with a row for each pixel, or None.
+def pixel_weights(
+    params: Mapping[str, Any], image_shape: tuple[int, ...]
+) -> str | None:
+    """Return the name of the array with a row for each pixel and channel, or None.
 
     A dense layer behind a convolution can have as many rows by chance. But for an
     image with a single bright pixel, the rows of all other pixels have no effect.
     """
-    image = np.zeros((1, *image_size))
+    image = np.zeros((1, *image_shape))
     bright = image.size // 2
     image.flat[bright] = 1
     arrays = {name: np.asarray(a, np.float64) for name, a in params.items()}

@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,30 +21,9 @@ MAX_PIXELS = 4096 * 4096
 Image.MAX_IMAGE_PIXELS = None  # no warning: MAX_PIXELS is the limit
 
 
-def decode(
-    content: bytes,
-    name: str,
-    *,
-    size: tuple[int, int] | None = None,
-    grayscale: bool = False,
-    background: int | None = None,
-) -> NDArray[np.uint8]:
-    """Decode an image file to pixels, uint8 (H, W), 0 for black.
-
-    Like a viewer, applies the EXIF orientation and composites transparent pixels over
-    the gray level `background`. `grayscale` converts colour to luma (ITU-R 601:
-    0.299 R + 0.587 G + 0.114 B). `size` (height, width) then resizes the image
-    (bilinear, antialiased).
-
-    Raises UserError, naming the file, where `load` does, for colour unless `grayscale`,
-    and for transparent pixels if `background` is None.
-    """
-    image = load(content, name)
-    gray = _to_gray(image, name, grayscale=grayscale, background=background)
-    # Pillow has width first.
-    if size is not None and gray.size != size[::-1]:
-        gray = gray.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(gray)
+def decode(content: bytes, name: str, **options: Any) -> NDArray[np.uint8]:
+    """Decode an image file to pixels: `load`, then `to_pixels` with these options."""
+    return to_pixels(load(content, name), name, **options)
 
 
 def load(content: bytes, name: str) -> Image.Image:
@@ -76,6 +56,49 @@ def load(content: bytes, name: str) -> Image.Image:
     )
 
 
+def to_pixels(
+    image: Image.Image,
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    color: str | None = None,
+    background: int | None = None,
+) -> NDArray[np.uint8]:
+    """Convert an image of any mode to pixels, uint8 (H, W, C), 0 for black.
+
+    Like a viewer, composites transparent pixels over the gray level `background`.
+    `color` is "rgb" for three channels, or "gray" for one, to which colour is converted
+    as luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B). `size` (height, width) then
+    resizes the image (bilinear, antialiased).
+
+    Raises UserError, naming the file, for colour if `color` is None, and for
+    transparent pixels if `background` is None.
+    """
+    if color is None and not is_gray(image):
+        raise UserError(
+            f"{name}: has colour or a palette: set data.color to rgb or gray, or "
+            "convert it"
+        )
+    if has_transparent_pixels(image):
+        if background is None:
+            raise UserError(
+                f"{name}: has transparent pixels: set data.background to the gray "
+                "level behind them (0 is black, 255 white)"
+            )
+        ground = Image.new("RGBA", image.size, (*[background] * 3, 255))
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    if image.has_transparency_data:
+        # Via RGBA: Pillow warns if a palette with alpha values is converted directly.
+        image = image.convert("RGBA").convert("RGB")
+    mode = "RGB" if color == "rgb" else "L"
+    if image.mode != mode:
+        image = image.convert(mode)
+    # Pillow has width first.
+    if size is not None and image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.atleast_3d(np.asarray(image))  # adds the axis of a single channel
+
+
 def is_gray(image: Image.Image) -> bool:
     """Return whether an image is stored in a mode without colour."""
     return image.mode in GRAY
@@ -104,29 +127,6 @@ def _find_problem(image: ImageFile, content: bytes) -> str | None:
         # From two colours, Pillow infers 1-bit pixels, and reads each byte as eight.
         return "is an 8-bit BMP with two colours: save it as PNG"
     return None
-
-
-def _to_gray(
-    image: Image.Image, name: str, *, grayscale: bool, background: int | None
-) -> Image.Image:
-    """Convert an image of any mode to mode L."""
-    if not (is_gray(image) or grayscale):
-        raise UserError(
-            f"{name}: has colour or a palette: set data.grayscale to true, or "
-            "convert it"
-        )
-    if has_transparent_pixels(image):
-        if background is None:
-            raise UserError(
-                f"{name}: has transparent pixels: set data.background to the gray "
-                "level behind them (0 is black, 255 white)"
-            )
-        ground = Image.new("RGBA", image.size, (*[background] * 3, 255))
-        image = Image.alpha_composite(ground, image.convert("RGBA"))
-    if image.has_transparency_data:
-        # Via RGBA: Pillow warns if a palette with alpha values is converted directly.
-        image = image.convert("RGBA").convert("RGB")
-    return image if image.mode == "L" else image.convert("L")
 
 
 def _is_deep(image: ImageFile) -> bool:

@@ -1,4 +1,4 @@
-"""Images in gray or blue-white-red: pictures for the page, galleries for DVC."""
+"""Images as they are or in blue-white-red: pictures for the page, galleries for DVC."""
 
 import base64
 import io
@@ -33,40 +33,46 @@ def scale(width: int, height: int, side: float) -> float:
 
 
 def shrink(images: Iterable[NDArray], side: float) -> NDArray:
-    """Shrink images (N, H, W) to the area of a square, side x side, by averaging.
+    """Shrink images (N, H, W, C) to the area of a square, side x side, by averaging.
 
     Smaller images are left alone. The dtype, uint8 or float32, is kept. Memory-mapped
     images are read one at a time.
     """
 
     def shrunk(image: NDArray) -> NDArray:
-        height, width = image.shape
+        height, width, _ = image.shape
         by = scale(width, height, side)
         if by >= 1:
             return image
         size = max(1, round(width * by)), max(1, round(height * by))
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        # Pillow has no floats in colour, so one channel at a time.
+        channels = map(Image.fromarray, np.moveaxis(image, 2, 0))
+        return np.stack([c.resize(size, Image.Resampling.BOX) for c in channels], 2)
 
     return np.array([shrunk(image) for image in images])
 
 
-def grayscale(images: NDArray) -> list[Image.Image]:
-    """Convert images (N, H, W): uint8, or floats from 0 (black) to 1 (white)."""
-    if images.dtype != np.uint8:
-        images = np.rint(images * 255).astype(np.uint8)
-    return [Image.fromarray(image) for image in images]
+def to_images(pixels: NDArray) -> list[Image.Image]:
+    """Convert pixels (N, H, W, C): uint8, or floats from 0 (black) to 1 (white)."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    # Pillow takes gray without an axis of channels.
+    return [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
 
 
 def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
-    """Colour values (N, H, W) from -limit (blue) to limit (red); 0 is transparent.
+    """Colour values (N, H, W, 1) from -limit (blue) to limit (red); 0 is transparent.
 
-    The limit is the largest absolute value unless given.
+    Those of three channels, (N, H, W, 3), become the light of a colour, from none to
+    full; 0 is middle gray. The limit is the largest absolute value unless given.
     """
     limit = limit or float(np.abs(values).max(initial=0)) or 1.0
     indices = np.rint(128 + 127 * np.clip(values / limit, -1, 1)).astype(np.uint8)
+    if values.shape[3:] == (3,):
+        return to_images(indices)
     # Palette indices 0 to 127 are blue, 128 to 255 red; opacity is the magnitude.
     alphas = bytes(min(255, 2 * abs(index - 128)) for index in range(256))
-    images = [Image.fromarray(image) for image in indices]
+    images = to_images(indices)
     for image in images:
         image.putpalette(BLUE * 128 + RED * 128)
         image.info["transparency"] = alphas
@@ -80,7 +86,7 @@ def confusion(matrix: NDArray[np.int64]) -> Image.Image:
     """
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     signs = 1 - 2 * np.eye(len(matrix))
-    (image,) = diverging((signs * np.cbrt(shares))[None], limit=1)
+    (image,) = diverging((signs * np.cbrt(shares))[None, ..., None], limit=1)
     return image
 
 

@@ -46,7 +46,7 @@ class Results(NamedTuple):
     digests: Mapping[str, str]  # MD5 of the files behind the results, by path
     valid: Split  # N images and labels
     valid_in_train: NDArray[np.bool_]  # (N,), whether it is also a training image
-    means: NDArray[np.float32]  # (K, H, W), the baseline
+    means: NDArray[np.float32]  # (K, H, W, C), the baseline
     distance: str  # from an image to a mean, l1 or l2
     distances: Floats  # (K,), from the first of the N images to the means
     trained: TrainedModel
@@ -81,7 +81,7 @@ def render(results: Results) -> str:
             for name, section in msgspec.to_builtins(results.params).items()
             for key, v in section.items()
         },
-        "picture_style": picture_style(*trained.image_size),
+        "picture_style": picture_style(*trained.image_shape[:2]),
         "share": format_share,
         "many": count > MANY,
         "confusion": matrices,
@@ -92,12 +92,12 @@ def render(results: Results) -> str:
         "charts": charts.epoch_charts(results.history),
         "pair_charts": count == 2
         and charts.pair_charts(rankings, p_first, actual == 0),
-        "mean_uris": _gray(means),
-        "example": _gray(images[:1]) + _signed([difference], limit=1),
+        "mean_uris": _plain(means),
+        "example": _plain(images[:1]) + _signed([difference], limit=1),
         "weights": _signed(pixel_images(trained)),
         "linear": is_linear(trained),
         # Not shrunk if they can be tried: the model needs all pixels.
-        "wrong": _gray([images[i] for i in results.mistakes], whole=bool(twin)),
+        "wrong": _plain([images[i] for i in results.mistakes], whole=bool(twin)),
         "pad": offers_pad(images, trained.decoding),
         "twin": twin,
         "embedded": twin and _embed(results),
@@ -106,21 +106,24 @@ def render(results: Results) -> str:
 
 
 def pixel_images(trained: TrainedModel) -> NDArray[np.float32]:
-    """Return the per-pixel weights as images (n, H, W); n is 0 if there are none.
+    """Return the per-pixel weights as images (n, H, W, C); n is 0 if there are none.
 
-    Each image belongs to a class or, if the model is not linear, to a hidden unit.
+    Each image belongs to a class or, if the model is not linear, to a hidden unit. In
+    gray, a pair of classes has one image; in colour, it has two, the second negated.
     """
-    height, width = trained.image_size
-    name = pixel_weights(trained.params, trained.image_size)
-    rows = trained.params[name] if name else np.empty((height * width, 0), np.float32)
-    return rows.reshape(height * width, -1).T.reshape(-1, height, width)
+    shape = trained.image_shape
+    name = pixel_weights(trained.params, shape)
+    rows = trained.params[name] if name else np.empty((math.prod(shape), 0), np.float32)
+    images = rows.reshape(math.prod(shape), -1).T.reshape(-1, *shape)
+    pair = len(images) == 1 and is_linear(trained)
+    return np.concatenate([images, -images]) if pair and shape[2] == 3 else images
 
 
 def is_linear(trained: TrainedModel) -> bool:
     """Return whether all weights connect a pixel to an output."""
     shapes = [array.shape for array in trained.params.values() if array.ndim > 1]
     outputs = 1 if len(trained.classes) == 2 else len(trained.classes)
-    return shapes == [(math.prod(trained.image_size), outputs)]
+    return shapes == [(math.prod(trained.image_shape), outputs)]
 
 
 def load_template(name: str, *folders: Path) -> Template:
@@ -150,11 +153,11 @@ def sharp_side(count: int) -> float:
 
 
 def offers_pad(images: NDArray[np.uint8], decoding: Decoding) -> bool:
-    """Return whether images (N, H, W) look like a drawing on a pad: light ink on black.
+    """Return whether images (N, H, W, C) look drawn on a pad: light ink on black.
 
     They do if the files are gray and more than half of all pixels are 0.
     """
-    return not decoding.grayscale and int(np.count_nonzero(images)) < images.size / 2
+    return decoding.color is None and int(np.count_nonzero(images)) < images.size / 2
 
 
 def confusions(matrix: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
@@ -188,7 +191,7 @@ def _embed(results: Results) -> dict[str, Any]:
     The expected outputs for two test images, one blank and one noise, let it check
     whether the model in JavaScript is up to date.
     """
-    trained, shape = results.trained, results.trained.image_size
+    trained, shape = results.trained, results.trained.image_shape
     noise = 7919 * np.arange(math.prod(shape)).reshape(shape) % 256  # as in script.js
     tests = np.stack([0 * noise, noise]).astype(np.uint8)
     count = len(trained.classes)
@@ -207,9 +210,9 @@ def _embed(results: Results) -> dict[str, Any]:
     }
 
 
-def _gray(images: Sequence[NDArray] | NDArray, whole: bool = False) -> list[str]:
+def _plain(images: Sequence[NDArray] | NDArray, whole: bool = False) -> list[str]:
     side = math.inf if whole else sharp_side(len(images))
-    drawn = pictures.grayscale(pictures.shrink(images, side))
+    drawn = pictures.to_images(pictures.shrink(images, side))
     return list(map(data_uri, drawn))
 
 

@@ -6,17 +6,18 @@ const argmax = (values) => values.indexOf(Math.max(...values));
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const clip = (x) => Math.min(Math.max(x, 2 ** -1022), 1);
 
-const { classes, shape: [height, width], outputs, distance, bars, expected, ...embedded } =
-  JSON.parse($("embedded").textContent);
-const means = floats(embedded.means);  // (K, H, W)
+const { classes, shape: [height, width, channels], outputs, distance, bars, expected,
+  ...embedded } = JSON.parse($("embedded").textContent);
+const means = floats(embedded.means);  // (K, H, W, C)
 const params = Object.fromEntries(Object.entries(embedded.arrays).map(
   ([name, { shape, data }]) => [name, { shape, data: floats(data) }]));
 
 /** Return whether `forward` exists and agrees with Python on two test images. */
 function agrees() {
   return typeof forward === "function" && expected.every((values, k) => {
+    const length = height * width * channels;
     const pixels = (_, i) => k * (7919 * i % 256) / 255;  // as in render.py
-    const found = forward(params, Float64Array.from({ length: height * width }, pixels));
+    const found = forward(params, Float64Array.from({ length }, pixels));
     const tolerance = 1e-3 * Math.max(...values.map(Math.abs)) + 1e-6;
     return found.length === values.length &&
       values.every((value, c) => Math.abs(found[c] - value) <= tolerance);
@@ -52,10 +53,11 @@ const nothing = $("answer").textContent;
 let drawn = false;  // whether the models see the pad, not a mistake
 let pen = null;  // last position of the pointer in a stroke
 
-/** Return the pixels of a gray canvas, in [0, 1]. */
+/** Return the pixels (H·W·C) of a canvas, in [0, 1]; if C = 1, it is gray. */
 function read(context) {
   const { data } = context.getImageData(0, 0, context.canvas.width, context.canvas.height);
-  return Float64Array.from({ length: data.length / 4 }, (_, i) => data[4 * i] / 255);
+  return Float64Array.from({ length: data.length / 4 * channels },  // from RGBA
+    (_, i) => data[4 * Math.floor(i / channels) + i % channels] / 255);
 }
 
 function blank(context) {

@@ -23,7 +23,7 @@ BATCHES_BYTES = 2**22  # of images sent to the devices at a time for training
 KEPT_BYTES = 2**26  # a split up to this size stays on the devices between epochs
 
 Rows = tuple[Array, Array]
-"""Images (…, H, W) and labels (…)."""
+"""Images (…, H, W, C) and labels (…)."""
 
 
 @contextmanager
@@ -105,7 +105,7 @@ class Blocks:
         self._kept: list[Rows] = []
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yield blocks of images (N, H, W) and labels (N,)."""
+        """Yield blocks of images (N, H, W, C) and labels (N,)."""
         if self._kept:
             return iter(self._kept)
         images = self._split.images

@@ -64,7 +64,7 @@ class Data(Section, frozen=True):
     ]
     splits: Splits
     size: tuple[Side, Side] | None
-    grayscale: bool
+    color: Literal["gray", "rgb"] | None
     background: Annotated[int, msgspec.Meta(ge=0, le=255)] | None
 
     def __post_init__(self) -> None:
@@ -174,9 +174,11 @@ def _explain(
         return f"{key}: {reason[:120]}"
     shown = str(value)[:60]
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
-    # The strings of a Literal: msgspec does not list them.
-    allowed = get_args(fields.get(path.removeprefix(".")))
-    if allowed and all(isinstance(name, str) for name in allowed):
+    # The strings of a Literal, which may be an option: msgspec does not list them.
+    kinds = [kind := fields.get(path.removeprefix(".")), *get_args(kind)]
+    allowed = [name for k in kinds for name in get_args(k) if isinstance(name, str)]
+    if allowed:
+        allowed = ["null"] * (type(None) in kinds) + allowed
         reason = f"Expected one of {', '.join(allowed)}"
     if reason.startswith("Expected `str`, got") and value is not None:
         if isinstance(value, bool):

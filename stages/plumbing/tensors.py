@@ -16,16 +16,16 @@ class Split(NamedTuple):
     """The images and labels of one split."""
 
     images: NDArray[np.uint8]
-    """(N, H, W), memory-mapped: read from disk on access."""
+    """(N, H, W, C), C = 1 or 3, memory-mapped: read from disk on access."""
     labels: NDArray[np.uint8]
     """(N,), indices into the classes."""
 
 
 class Decoding(NamedTuple):
-    """How image files were decoded: the keyword arguments of images.decode.decode."""
+    """How image files were decoded: the options of images.decode.to_pixels."""
 
     size: tuple[int, int] | None
-    grayscale: bool
+    color: str | None
     background: int | None
 
 
@@ -61,8 +61,9 @@ def load_tensors(*, verify: bool = True) -> Tensors:
     )
     for split in (train, valid):
         fits = (
-            split.images.ndim == 3
+            split.images.ndim == 4
             and split.images.size
+            and split.images.shape[3] in (1, 3)
             and split.images.shape[1:] == train.images.shape[1:]
             and split.labels.shape == split.images.shape[:1]
             and split.labels.max() < len(tensors.classes)
@@ -92,5 +93,6 @@ def parse_decoding(path: str, array: NDArray[np.str_]) -> Decoding:
 
 def digest_image(image: NDArray[np.uint8]) -> str:
     """Return a digest of an image's shape and pixels, the same on every machine."""
-    content = f"{image.shape}".encode() + image.tobytes()
+    # The number of bytes tells the number of channels.
+    content = f"{image.shape[:2]}".encode() + image.tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

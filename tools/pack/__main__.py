@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     splits.add_argument("--splits", nargs=2, metavar=("TRAIN", "VALID"))
     splits.add_argument("--no-splits", dest="splits", action="store_const", const=[])
     add("--size", nargs=2, type=side, metavar=("H", "W"), help="in pixels, for all")
+    add("--gray", action="store_true", help="convert colour to gray")
     add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")
     add("-o", dest="out", metavar="FILE.tar", help="the archive (default: in data/)")
     add("--dry-run", action="store_true", help="show everything, write nothing")
@@ -88,7 +89,8 @@ def main() -> None:
             f"{folder} has {count} classes with images for both splits, instead of "
             f"{MIN_CLASSES} to {MAX_CLASSES}: give each at least two different images"
         )
-    params = choose_params(images, listed, train, arguments.size, arguments.background)
+    options = arguments.size, arguments.background
+    params = choose_params(images, listed, train, *options, gray=arguments.gray)
     params |= {"data.splits.train": names[0], "data.splits.valid": names[1]}
     params |= {"download.url": out, "download.sha256": ""}
     edit_params(text, params)  # raises, if at all, before anything is written

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
+from PIL import ImageChops
 from PIL.ExifTags import Base
 from PIL.ImageStat import Stat
 
@@ -34,7 +35,8 @@ class Image(NamedTuple):
     path: str
     digest: bytes  # SHA-256 of the file
     size: tuple[int, int]  # height and width in pixels, upright
-    is_gray: bool
+    is_gray: bool  # as stored
+    has_color: bool  # in any pixel
     is_turned: bool  # by its EXIF orientation
     level: float  # mean gray level over black, 0 to 255
     opacity: float  # mean, 0 to 1; below 1 if any pixel is transparent
@@ -84,11 +86,14 @@ def look_at(path: str) -> Image | tuple[str, str]:
         black = PIL.Image.new("RGBA", image.size, (0, 0, 0, 255))
         over_black = PIL.Image.alpha_composite(black, rgba)
     level = Stat(over_black.convert("L")).mean[0]
+    red, green, blue = over_black.convert("RGB").split()
+    differences = ImageChops.difference(red, green), ImageChops.difference(red, blue)
     return Image(
         path=path,
         digest=hashlib.sha256(content).digest(),
         size=(image.height, image.width),
         is_gray=decode.is_gray(image),
+        has_color=any(difference.getbbox() for difference in differences),
         is_turned=orientation in range(2, 9),
         level=level,
         opacity=opacity,
@@ -99,6 +104,7 @@ def look_at(path: str) -> Image | tuple[str, str]:
 def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines about the images; `params` has the new values by dotted key."""
     size, background = params["data.size"], params["data.background"]
+    is_rgb = params["data.color"] == "rgb"
     counts = Counter((image.label, image.split) for image in images)
     names = sorted({image.label for image in images}, key=natural_order)
     rows = [(name[:MAX_NAME], counts[name, 0], counts[name, 1]) for name in names]
@@ -119,7 +125,10 @@ def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str
     findings, first = LeftOut(), dict[bytes, Image]()
     for image in images:
         if not image.is_gray:
-            findings.add("in colour or with a palette, converted to gray", image.path)
+            kept = "kept" if is_rgb else "converted to gray"
+            findings.add(f"in colour or with a palette, {kept}", image.path)
+        elif is_rgb:
+            findings.add("gray, taken as they are", image.path)
         if image.is_turned:
             findings.add("turned as EXIF says", image.path)
         if image.opacity < 1 and background is not None:

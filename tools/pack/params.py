@@ -21,11 +21,18 @@ MAX_KEPT_SIDE, MAX_KEPT = 512, 2**30  # pixels: side and total to keep images as
 
 
 def choose_params(
-    images: Sequence[Image], listed: Any, train: Train, size: Any, background: Any
+    images: Sequence[Image],
+    listed: Any,
+    train: Train,
+    size: Any,
+    background: Any,
+    *,
+    gray: bool,
 ) -> dict[str, Any]:
     """Return the parameters that the images need, by dotted key.
 
     `listed` is the current data.classes; `size` and `background` are chosen if None.
+    `gray` converts colour to gray.
     Raises UserError if the loss cannot learn that many classes.
     """
     classes = sorted({image.label for image in images}, key=natural_order)
@@ -38,12 +45,15 @@ def choose_params(
         visible = [ink for ink in inks if not math.isnan(ink)]
         background = 255 if np.mean(visible or [0]) < 128 else 0
     levels = [i.level + (1 - i.opacity) * (background or 0) for i in images]
+    color = "gray" if any(not image.is_gray for image in images) else None
+    if any(image.has_color for image in images) and not gray:
+        color = "rgb"
     pixels = math.prod(size or images[0].size)
     bound = max_learning_rate(pixels, levels, len(classes), train.momentum)
     return {
         "data.classes": classes,
         "data.size": size,
-        "data.grayscale": not all(image.is_gray for image in images),
+        "data.color": color,
         "data.background": background,
         "train.batch_size": min(train.batch_size, sum(i.split == 0 for i in images)),
         "train.learning_rate": min(train.learning_rate, bound),
