@@ -29,7 +29,9 @@ def init(
 
 
 def forward(params: Params, images: Any) -> Any:
-    """Return outputs (N, outputs) for images (N, H, W, C) in [0, 1].
+    """Return outputs (N, outputs) for images (N, H, W, C).
+
+    Images are floats in [0, 1], less the mean image if train.subtract_mean is true.
 
     Written for any array library: JAX trains it, NumPy runs it in float64 afterwards.
     """

@@ -1,7 +1,9 @@
 """Train the model by stochastic gradient descent: the lesson's second half."""
 
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import msgspec
 import numpy as np
 import optax
 from jax import Array
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stages import model
 from stages.evaluation.model_file import TrainedModel, pixel_weights
@@ -21,14 +23,9 @@ from stages.plumbing.progress import progress
 from stages.plumbing.tensors import Split
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
-
-
-class Hyperparams(NamedTuple):
-    """Traced, not static, so that tools/cross_validation.py can vmap over them."""
-
-    learning_rate: Any
-    momentum: Any
-    l2: Any
+STEPS, TOLERANCE = 200, 1e-3
+"""Training has converged if the loss falls by less than this share in that many steps,
+and in two epochs."""
 
 
 State = tuple[Params, Any]  # the params and optax's optimizer state
@@ -63,20 +60,23 @@ def log_loss(logits: Array, targets: Array) -> Array:
 LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
 
 
-def loss_fn(params: Params, images: Array, labels: Array, loss: str) -> Array:
-    """Return the mean loss on images, uint8 (N, H, W, C), with labels (N,)."""
-    logits = forward(params, images / 255)
+def loss_fn(
+    params: Params, images: Array, labels: Array, mean: ArrayLike, loss: str
+) -> Array:
+    """Return the mean loss on images, uint8 (N, H, W, C), with labels (N,).
+
+    `mean` (H, W, C) is subtracted from the images once they are divided by 255.
+    """
+    logits = forward(params, images / 255 - mean)
     # With a single output, one_hot maps label 0 to 1 and label 1 to 0.
     return LOSSES[loss](logits, jax.nn.one_hot(labels, logits.shape[1])).mean()
 
 
-def sgd(hyperparams: Hyperparams, schedule: str, steps: int) -> Any:
+def sgd(rate: ArrayLike, config: parameters.Train) -> optax.GradientTransformation:
     """Return SGD with momentum; l2 adds l2 / 2 * the squared weights to the loss."""
-    rate, momentum, l2 = hyperparams
-    rate = optax.cosine_decay_schedule(rate, steps) if schedule == "cosine" else rate
     # Before the momentum, so it acts like a penalty in the loss (unlike in AdamW).
-    decay = optax.add_decayed_weights(l2, partial(jax.tree.map, is_weights))
-    return optax.chain(decay, optax.sgd(rate, momentum))
+    decay = optax.add_decayed_weights(config.l2, partial(jax.tree.map, is_weights))
+    return optax.chain(decay, optax.sgd(rate, config.momentum))
 
 
 def is_weights(array: Array) -> bool:
@@ -84,21 +84,18 @@ def is_weights(array: Array) -> bool:
     return array.ndim > 1
 
 
-# The config is static, as it selects the code to compile: loss and schedule.
-@partial(jax.jit, static_argnames=("config", "steps"))
+# The config is static, as it selects the code to compile, by the loss.
+@partial(jax.jit, static_argnames="config")
 def train_steps(
-    state: State, batches: devices.Rows, hyperparams: Hyperparams,
-    *, config: parameters.Train, steps: int,
+    state: State, batches: devices.Rows, mean: ArrayLike, rate: ArrayLike,
+    *, config: parameters.Train,
 ) -> State:  # fmt: skip
-    """Run an SGD step for each batch of images (S, B, H, W, C) and labels (S, B).
-
-    `steps` is the total over all epochs, for the schedule.
-    """
-    optimizer = sgd(hyperparams, config.schedule, steps)
+    """Run an SGD step for each batch of images (S, B, H, W, C) and labels (S, B)."""
+    optimizer = sgd(rate, config)
 
     def train_step(state: State, batch: devices.Rows) -> tuple[State, None]:
         params, opt_state = state
-        grads = jax.grad(loss_fn)(params, *batch, config.loss)
+        grads = jax.grad(loss_fn)(params, *batch, mean, config.loss)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
@@ -109,12 +106,14 @@ def train_steps(
 
 
 @partial(jax.jit, static_argnames="loss")
-def eval_step(params: Params, images: Array, labels: Array, loss: str) -> Array:
+def eval_step(
+    params: Params, images: Array, labels: Array, mean: ArrayLike, loss: str
+) -> Array:
     """Return each image's loss, and 1 if it is classified correctly, else 0: (2, N).
 
     `images` are uint8 (N, H, W, C).
     """
-    logits = forward(params, images / 255)
+    logits = forward(params, images / 255 - mean)
     count = logits.shape[1]
     correct = predicted_labels(logits, outputs_of(loss, count)) == labels
     losses = LOSSES[loss](logits, jax.nn.one_hot(labels, count))
@@ -122,41 +121,93 @@ def eval_step(params: Params, images: Array, labels: Array, loss: str) -> Array:
     return jax.lax.with_sharding_constraint(rows, devices.everywhere())
 
 
-def evaluate(params: Params, blocks: devices.Blocks, loss: str) -> NDArray[np.float64]:
+def evaluate(
+    params: Params, blocks: devices.Blocks, loss: str, mean: ArrayLike = 0
+) -> NDArray[np.float64]:
     """Return the mean loss and the accuracy on a split: (2,)."""
     params = jax.device_put(params, devices.everywhere())
-    rows = [eval_step(params, *block, loss=loss) for block in blocks]
+    rows = [eval_step(params, *block, mean, loss=loss) for block in blocks]
     # In float64: summing many float32 values would lose digits.
     return np.concatenate(rows, 1).mean(1, dtype=np.float64)
 
 
+def window(config: parameters.Train, count: int) -> int:
+    """Return the number of epochs, at least two, that take STEPS steps."""
+    return max(2, math.ceil(STEPS / (count // config.batch_size)))
+
+
+def fall_per_epoch(losses: Sequence[float], window: int) -> float:
+    """Return by which share of itself the loss fell an epoch; negative if it rose.
+
+    Compares the means over the last `window` epochs and over those before, since
+    minibatches make the loss fluctuate.
+    """
+    window = min(window, len(losses) // 2)
+    before, last = np.mean(np.reshape(losses[-2 * window :], (2, window)), axis=1)
+    return float((before - last) / before / window)
+
+
+def converged(losses: Sequence[float], window: int) -> bool:
+    """Return whether the loss falls by less than TOLERANCE in `window` epochs."""
+    return not fall_per_epoch(losses, window) * window >= TOLERANCE  # or it is NaN
+
+
+def constant_epochs(config: parameters.Train) -> int:
+    """Return how many epochs at most have the full learning rate."""
+    if config.schedule == "constant":
+        return config.epochs
+    return math.ceil(config.epochs * 2 / 3)
+
+
+def learning_rates(
+    config: parameters.Train, losses: Sequence[float], window: int
+) -> Iterator[float]:
+    """Yield the learning rate of each epoch; the caller appends its training loss.
+
+    The rate is constant until the loss has converged. With the schedule `cooldown`, it
+    then falls linearly for half as many epochs, which averages out the noise of the
+    minibatches (Hägele et al. 2024).
+    """
+    for epoch in range(1, constant_epochs(config) + 1):
+        yield config.learning_rate
+        if epoch >= 2 * window and converged(losses, window):
+            break
+    if config.schedule == "cooldown":
+        rest = min(math.ceil(epoch / 2), config.epochs - epoch)
+        yield from np.linspace(config.learning_rate, 0, rest + 2)[1:-1].tolist()
+
+
 def fit(
-    params: Params, train: Split, valid: Split, config: parameters.Train
-) -> tuple[Params, NDArray[np.float64]]:
+    params: Params, train: Split, valid: Split, config: parameters.Train,
+    mean: ArrayLike = 0,
+) -> tuple[Params, NDArray[np.float64]]:  # fmt: skip
     """Train on shuffled minibatches, dropping an incomplete last one.
 
     Returns the params, and a history (epochs + 1, 4) that begins with the untrained
     model: train loss, train accuracy, valid loss, valid accuracy.
     """
-    count, epochs, size = len(train.images), config.epochs, config.batch_size
-    steps = count // size  # per epoch
-    hyperparams = Hyperparams(config.learning_rate, config.momentum, config.l2)
-    run_steps = partial(train_steps, config=config, steps=epochs * steps)
-    optimizer = sgd(hyperparams, config.schedule, epochs * steps)
-    state = params, jax.jit(optimizer.init)(params)
+    count, size = len(train.images), config.batch_size
+    state = params, jax.jit(sgd(0, config).init)(params)
     state = jax.device_put(state, devices.everywhere())
-    splits, history = [devices.Blocks(split) for split in (train, valid)], []
-    for epoch in progress(range(epochs + 1), "train", "epochs"):
-        if epoch:  # 0 is the untrained model
-            # Seeded per epoch, so an epoch's order depends on no earlier one.
-            order = np.random.default_rng([config.seed, epoch]).permutation(count)
-            order = order[: steps * size].reshape(steps, size)
-            for batches in devices.batches(train, order):
-                # JAX runs asynchronously: batches queued ahead would fill the memory.
-                jax.block_until_ready(state)
-                state = run_steps(state, batches, hyperparams)
-        history.append([evaluate(state[0], split, config.loss) for split in splits])
-    return jax.tree.map(np.asarray, state[0]), np.reshape(history, (epochs + 1, 4))
+    splits = [devices.Blocks(split) for split in (train, valid)]
+    history, losses = [], []
+
+    def measure() -> None:
+        history.append([evaluate(state[0], x, config.loss, mean) for x in splits])
+        losses.append(history[-1][0][0])
+
+    measure()
+    rates = learning_rates(config, losses, window(config, count))
+    for epoch, rate in enumerate(progress(rates, "train", "epochs", config.epochs), 1):
+        # Seeded per epoch, so an epoch's order depends on no earlier one.
+        order = np.random.default_rng([config.seed, epoch]).permutation(count)
+        order = order[: count // size * size].reshape(-1, size)
+        for batches in devices.batches(train, order):
+            # JAX runs asynchronously: batches queued ahead would fill the memory.
+            jax.block_until_ready(state)
+            state = train_steps(state, batches, mean, rate, config=config)
+        measure()
+    return jax.tree.map(np.asarray, state[0]), np.reshape(history, (-1, 4))
 
 
 def check_model(params: Params, shape: tuple[int, ...], count: int) -> None:
@@ -198,7 +249,15 @@ def check_symmetry(params: Params, shape: tuple[int, ...], loss: str) -> None:
             )
 
 
-def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
+def mean_image(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the mean (H, W, C), in [0, 1], of images (N, H, W, C)."""
+    # Sums integers, so that the order of summation cannot matter.
+    return (images.sum(0, dtype=np.int64) / (255 * len(images))).astype(np.float32)
+
+
+def sensitivity(
+    params: Params, train: Split, loss: str, mean: ArrayLike = 0
+) -> dict[str, float]:
     """Compare loss and accuracy before and after one pixel's weights grow by 0.01 %.
 
     Returns {} for a model without a row of weights per pixel.
@@ -206,12 +265,12 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
     name = pixel_weights(params, train.images.shape[1:])
     if name is None:
         return {}
-    pixel = train.images.sum(0, dtype=np.int64).argmax()  # the brightest
+    pixel = mean_image(train.images).argmax()  # the brightest
     nudged = np.array(params[name])
     nudged[pixel] *= np.float32(1.0001)
     blocks = devices.Blocks(train)
     before, after = (
-        evaluate(p, blocks, loss) for p in (params, params | {name: nudged})
+        evaluate(p, blocks, loss, mean) for p in (params, params | {name: nudged})
     )
     return {
         "pixel": int(pixel),
@@ -220,6 +279,25 @@ def sensitivity(params: Params, train: Split, loss: str) -> dict[str, float]:
         "accuracy_before": before[1],
         "accuracy_after": after[1],
     }
+
+
+def advice(
+    losses: Sequence[float], config: parameters.Train, images: int
+) -> Iterator[str]:
+    """Yield what to change if the training losses (epochs + 1,) rose, or still fell."""
+    epochs, width = len(losses) - 1, window(config, images)
+    before = losses[: 1 + constant_epochs(config)]  # the learning rate goes down
+    if worse := sum(loss > losses[0] for loss in losses[1:]):
+        yield (
+            f"after {worse} of {epochs} epochs, the training loss was above that of "
+            "the untrained model: lower train.learning_rate"
+        )
+    elif epochs == config.epochs and not converged(before, width):
+        yield (
+            "not converged: the training loss still fell by "
+            f"{fall_per_epoch(before, width):.1%} an epoch: raise train.epochs or "
+            "train.learning_rate"
+        )
 
 
 @devices.distributed()
@@ -237,26 +315,26 @@ def main() -> None:
     untrained = model.init(key, shape, count, **settings)
     check_model(untrained, shape, count)
     check_symmetry(untrained, shape, config.loss)
-    params, history = fit(untrained, train, valid, config)
+    mean = np.zeros(shape, np.float32)
+    if config.subtract_mean:
+        mean = mean_image(train.images)
+    params, history = fit(untrained, train, valid, config, mean)
     if not all(np.isfinite(array).all() for array in (*params.values(), history)):
         raise UserError(
             f"train.learning_rate: {config.learning_rate} and train.l2: {config.l2} "
             f"make {config.loss} diverge to NaN or infinity: lower one of them"
         )
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
-    trained = TrainedModel(params, classes, meaning, shape, decoding)
+    trained = TrainedModel(params, mean, classes, meaning, decoding)
     # Scaling zeros would change nothing, but init's own defaults draw random weights.
     all_zero = not any(map(np.any, untrained.values()))
     nudged = model.init(key, shape, count) if all_zero else untrained
     files = {
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        artifacts.SENSITIVITY: sensitivity(nudged, train, config.loss),
+        artifacts.SENSITIVITY: sensitivity(nudged, train, config.loss, mean),
     }
     if jax.process_index() == 0:  # all processes have the same results; one writes
         artifacts.publish(files)
-        if worse := int((history[1:, 0] > history[0, 0]).sum()):
-            print(
-                f"after {worse} of {config.epochs} epochs, the training loss was above "
-                "that of the untrained model: lower train.learning_rate"
-            )
+        for line in advice(history[:, 0].tolist(), config, len(train.images)):
+            print(line)

@@ -21,33 +21,38 @@ class TrainedModel(NamedTuple):
 
     params: Mapping[str, NDArray[np.float32]]
     """The model's arrays by name."""
+    mean: NDArray[np.float32]
+    """(H, W, C), subtracted from images in [0, 1]: the mean training image, or 0."""
     classes: list[str]
     """The names of the K classes, in label order."""
     outputs: str
     """What the outputs mean: one of PAIR_OUTPUTS or CLASS_OUTPUTS."""
-    image_shape: tuple[int, ...]
-    """Height, width and channels: 3 if `decoding.color` is rgb, else 1."""
     decoding: Decoding
     """How image files become pixels."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels: 3 if `decoding.color` is rgb, else 1."""
+        return self.mean.shape
 
     @classmethod
     def load(cls, path: str) -> Self:
         """Load a model; raise UserError if the file is damaged or inconsistent."""
-        dtypes = {"params/": "float32", "classes": "str", "outputs": "str"}
-        dtypes |= {"image_shape": "int64", "decoding": "str"}
+        dtypes = {"params/": "float32", "mean": "float32", "classes": "str"}
+        dtypes |= {"outputs": "str", "decoding": "str"}
         arrays = npz.load_arrays(path, dtypes)
         trained = cls(
             {k.removeprefix("params/"): v for k, v in arrays.items() if "/" in k},
+            mean=arrays["mean"],
             classes=arrays["classes"].ravel().tolist(),
             outputs=str(arrays["outputs"]),
-            image_shape=tuple(arrays["image_shape"].ravel().tolist()),
             decoding=parse_decoding(path, arrays["decoding"]),
         )
         count = 1 if len(trained.classes) == 2 else len(trained.classes)
         fits = (
             len(trained.classes) > 1
             and len(trained.image_shape) == 3
-            and min(trained.image_shape) > 0
+            and trained.mean.size > 0
             and trained.image_shape[2] == (3 if trained.decoding.color == "rgb" else 1)
             and trained.outputs in (PAIR_OUTPUTS if count == 1 else CLASS_OUTPUTS)
             and trained.decoding.size in (None, trained.image_shape[:2])
@@ -75,9 +80,9 @@ class TrainedModel(NamedTuple):
         """Return the content of the npz file that `load` reads."""
         return {
             **{f"params/{name}": array for name, array in self.params.items()},
+            "mean": self.mean,
             "classes": np.array(self.classes),
             "outputs": np.array(self.outputs),
-            "image_shape": np.array(self.image_shape, np.int64),
             "decoding": format_decoding(self.decoding),
         }
 
@@ -88,9 +93,12 @@ class TrainedModel(NamedTuple):
         decimals, unless stages/model.py itself needs JAX.
         """
         params = {name: array.astype(np.float64) for name, array in self.params.items()}
-        size = max(BLOCK_PIXELS // images[0].size, 1)
+        mean, size = (
+            self.mean.astype(np.float64),
+            max(BLOCK_PIXELS // images[0].size, 1),
+        )
         blocks = [
-            model.forward(params, images[i : i + size] / 255.0)
+            model.forward(params, images[i : i + size] / 255.0 - mean)
             for i in range(0, len(images), size)
         ]
         return np.concatenate([np.asarray(block, np.float64) for block in blocks])

@@ -66,7 +66,7 @@ def render(results: Results) -> str:
     right = {name: predicted == actual for name, predicted in labels.items()}
     matrices = {n: confusion_matrix(actual, p, count) for n, p in labels.items()}
     new = ~results.valid_in_train
-    arrays = [means, *trained.params.values()]
+    arrays = [means, trained.mean, *trained.params.values()]
     small = sum(array.nbytes for array in arrays) <= MAX_EMBEDDED
     twin = TWIN.read_text("utf-8") if small and os.path.exists(TWIN) else ""
     rankings = {name: p.ranking for name, p in results.predictions.items()}
@@ -202,6 +202,7 @@ def _embed(results: Results) -> dict[str, Any]:
         "outputs": trained.outputs,
         "distance": results.distance,
         "means": _base64(results.means),
+        "mean": _base64(trained.mean),
         "arrays": {
             name: {"shape": array.shape, "data": _base64(array)}
             for name, array in trained.params.items()

@@ -8,16 +8,19 @@ const clip = (x) => Math.min(Math.max(x, 2 ** -1022), 1);
 
 const { classes, shape: [height, width, channels], outputs, distance, bars, expected,
   ...embedded } = JSON.parse($("embedded").textContent);
-const means = floats(embedded.means);  // (K, H, W, C)
+const means = floats(embedded.means);  // of the classes, (K, H, W, C)
+const mean = floats(embedded.mean);  // subtracted from what the model sees, (H, W, C)
 const params = Object.fromEntries(Object.entries(embedded.arrays).map(
   ([name, { shape, data }]) => [name, { shape, data: floats(data) }]));
+
+const logitsOf = (pixels) => forward(params, pixels.map((pixel, i) => pixel - mean[i]));
 
 /** Return whether `forward` exists and agrees with Python on two test images. */
 function agrees() {
   return typeof forward === "function" && expected.every((values, k) => {
     const length = height * width * channels;
     const pixels = (_, i) => k * (7919 * i % 256) / 255;  // as in render.py
-    const found = forward(params, Float64Array.from({ length }, pixels));
+    const found = logitsOf(Float64Array.from({ length }, pixels));
     const tolerance = 1e-3 * Math.max(...values.map(Math.abs)) + 1e-6;
     return found.length === values.length &&
       values.every((value, c) => Math.abs(found[c] - value) <= tolerance);
@@ -26,7 +29,7 @@ function agrees() {
 
 /** Classify pixels as stages/evaluation/outputs.py does; the scores are probabilities. */
 function model(pixels) {
-  const logits = Array.from(forward(params, pixels));
+  const logits = Array.from(logitsOf(pixels));
   const pair = logits.length === 1, target = outputs === "target";
   const label = pair ? (logits[0] > (target ? 0.5 : 0) ? 0 : 1) : argmax(logits);
   if (pair) logits.push(target ? 1 - logits[0] : -logits[0]);

@@ -83,9 +83,10 @@ class Train(Section, frozen=True):
     """How the model is trained."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    subtract_mean: bool
     loss: Literal["squared_error", "brier", "absolute", "log_loss"]
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cooldown"]
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     l2: NonNegative
     batch_size: Positive
