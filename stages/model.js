@@ -2,7 +2,7 @@
 // disagrees with Python, or is deleted here and from the deps of report in dvc.yaml, the
 // page does not offer to try the model.
 
-/** Return the outputs for the pixels (H·W·C) of an image, in [0, 1]. */
+/** Return the outputs for the pixels (H·W·C) of an image, less the mean image. */
 function forward({ weights, bias }, pixels) {
   const [, count] = weights.shape;
   return Array.from(bias.data, (value, c) =>

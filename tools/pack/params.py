@@ -3,21 +3,30 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from ruamel.yaml import YAML, CollectionNode, MappingNode
 
 from stages.evaluation.outputs import outputs_of
+from stages.images.decode import decode
 from stages.images.names import natural_order
 from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import FILE, Train
+from stages.plumbing.progress import progress
+from stages.plumbing.tensors import Decoding
 from tools.image_files import escape
 from tools.pack.look import Image
 
 MAX_SIDE = 64  # of images that are resized, in pixels
 MAX_KEPT_SIDE, MAX_KEPT = 512, 2**30  # pixels: side and total to keep images as is
+SAMPLE, SAMPLE_PIXELS = 500, 2**26  # bounds on the images and pixels read for training
+# The defaults of params.yaml, which an earlier `pack` may have changed.
+BATCH_SIZE, MIN_EPOCHS = 64, 20
+STEPS = 3000  # training usually converges in a third of them
+MIN_CURVATURE = 1e-3  # of images that are almost all alike
 
 
 def choose_params(
@@ -44,19 +53,56 @@ def choose_params(
     if inks and background is None:  # contrasts with the ink
         visible = [ink for ink in inks if not math.isnan(ink)]
         background = 255 if np.mean(visible or [0]) < 128 else 0
-    levels = [i.level + (1 - i.opacity) * (background or 0) for i in images]
     color = "gray" if any(not image.is_gray for image in images) else None
     if any(image.has_color for image in images) and not gray:
         color = "rgb"
-    pixels = math.prod(size or images[0].size)
-    bound = max_learning_rate(pixels, levels, len(classes), train.momentum)
+    chosen = [image for image in images if image.split == 0]
+    pixels = read_pixels(chosen, Decoding(size, color, background))
     return {
         "data.classes": classes,
         "data.size": size,
         "data.color": color,
         "data.background": background,
-        "train.batch_size": min(train.batch_size, sum(i.split == 0 for i in images)),
-        "train.learning_rate": min(train.learning_rate, bound),
+    } | choose_training(pixels, len(chosen), len(classes), train)
+
+
+def read_pixels(images: Sequence[Image], decoding: Decoding) -> NDArray[np.float32]:
+    """Decode some of the images as preprocess will: (N, H·W·C) in [0, 1]."""
+
+    def read(image: Image) -> NDArray[np.uint8]:
+        content = Path(image.path).read_bytes()
+        return decode(content, image.path, **decoding._asdict()).ravel()
+
+    rows = [read(images[0])]
+    count = min(len(images), SAMPLE, max(2, SAMPLE_PIXELS // rows[0].size))
+    spread = np.linspace(0, len(images) - 1, count).astype(int)  # images of all classes
+    rows = [read(images[i]) for i in progress(spread, "read pixels", "images", count)]
+    return np.array(rows, np.float32) / 255
+
+
+def choose_training(
+    pixels: NDArray[np.float32], images: int, classes: int, train: Train
+) -> dict[str, Any]:
+    """Return the parameters of `train` for as many training images, by dotted key.
+
+    `pixels` (N, P) are those of some of them. The learning rate is 1 / L, to one digit,
+    where L is the curvature of the loss. With momentum m, gradient descent converges
+    below 2 (1 + m) / L (Polyak 1964). L is the largest eigenvalue of the mean of x xᵀ
+    over the pixels x, times at most 1/4 for the log loss of a pair, 1/2 for more
+    classes (Böhning 1992), and 2 for the squared error. l2 is that of scikit-learn's
+    LogisticRegression.
+    """
+    batch_size = min(BATCH_SIZE, images)
+    x = pixels - pixels.mean(0) if train.subtract_mean else pixels
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x  # same eigenvalues but for zeros
+    eigenvalue = float(np.linalg.eigvalsh(gram)[-1]) / len(x)
+    second = 2 if train.loss == "squared_error" else 1 / 4 if classes == 2 else 1 / 2
+    rate = 1 / max(eigenvalue * second, MIN_CURVATURE)
+    return {
+        "train.learning_rate": float(f"{rate:.0e}"),
+        "train.l2": float(f"{1 / images:.1e}"),
+        "train.batch_size": batch_size,
+        "train.epochs": max(MIN_EPOCHS, math.ceil(STEPS / (images // batch_size))),
     }
 
 
@@ -70,24 +116,6 @@ def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int] | None:
     if len({*sizes}) == 1 and median.max() <= MAX_KEPT_SIDE and pixels <= MAX_KEPT:
         return None
     return [max(1, round(side)) for side in median * min(1, MAX_SIDE / median.max())]
-
-
-def max_learning_rate(
-    pixels: int, levels: ArrayLike, count: int, momentum: float
-) -> float:
-    """Return a learning rate, to one digit, low enough for bright images.
-
-    `levels` (N,) are the mean gray levels, 0 to 255, of images of `count` classes.
-    Gradient descent with momentum m needs a rate below 2 (1 + m) / L (Polyak 1964). The
-    curvature L of the log loss is at most 1/4 of the largest eigenvalue of the mean of
-    x xᵀ for a pair, 1/2 for more classes (Böhning 1992). The eigenvalue is at least
-    `pixels` times the mean squared level, and hardly more on a bright background.
-    """
-    eigenvalue = pixels * float(np.mean(np.square(levels))) / 255**2
-    curvature = eigenvalue / (4 if count == 2 else 2)
-    bound = 2 * (1 + momentum) / max(curvature, 1e-6)
-    digit = 10.0 ** math.floor(math.log10(bound))
-    return float(f"{math.floor(bound / digit) * digit:.0e}")
 
 
 def edit_params(text: str, params: Mapping[str, Any]) -> str:
