@@ -103,8 +103,9 @@ def find_archive(url: str) -> Path | None:
         )
     if not Path(url).is_file():
         raise UserError(
-            f"download.url: there is no file {url}: "
-            "give a path from the root of the repository, or a URL"
+            f"download.url: there is no file {url}: give a path from the root of the "
+            "repository, or a URL; if Git ignores the file, copy it here, or run "
+            f"dvc pull {artifacts.ARCHIVE} if there is a DVC remote"
         )
     return Path(url)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.builders import pack
+from tests.builders import pack, refusal
 from tests.conftest import STAGES, copy, edit, succeed
 from tools import verify
 
@@ -159,3 +159,34 @@ def test_where_bytes_may_differ_verify_compares_values(
         if text is not None:
             file.write_text(text, "utf-8")
     assert verdict in verify.compare(*files)
+
+
+@pytest.mark.parametrize(
+    ("url", "here", "used"),
+    [
+        ("data/my photos.tar", ["data/my photos.tar", "data/archive"], 0),
+        ("mine/photos.tar", ["data/archive"], 0),
+        ("../photos.tar", ["../photos.tar"], "give an absolute path"),
+        ("data/photos.tar", [], "copy it here, or run dvc pull data/archive if there"),
+        ("https://a.example/x.tar", ["data/archive"], None),
+        ("README.md", ["data/archive"], None),
+    ],
+)
+def test_verify_takes_an_archive_that_is_not_in_git_from_the_working_tree(
+    tree, capsys, url, here, used
+):
+    edit(tree / "params.yaml", "url: data/mnist_sample.tgz", f"url: {url}")
+    working = tree.parent / "another/working"
+    (working / "data").mkdir(parents=True)
+    for name in here:
+        (working / name).write_text(name, "utf-8")
+    if isinstance(used, str):
+        assert used in refusal(verify.link_archive, working, tree)
+        return
+    verify.link_archive(working, tree)
+    linked = [str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_symlink()]
+    assert linked == [url] * (used is not None)
+    for name in linked:
+        assert (tree / name).read_text("utf-8") == here[used]
+        line = f"{url} is not in Git: using {here[used]} of the working tree\n"
+        assert capsys.readouterr().out == line

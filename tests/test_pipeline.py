@@ -14,6 +14,7 @@ from tests.builders import pack
 from tests.conftest import (
     ROOT,
     STAGES,
+    commit,
     contents,
     edit,
     run,
@@ -141,11 +142,11 @@ def three_classes() -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(tree):
-    archive = pack(three_classes(), "zip")
-    (tree / "animals.zip").write_bytes(archive)
+    archive = pack(three_classes())
+    (tree / "data/animals.tar").write_bytes(archive)
     params = yaml.safe_load((tree / "params.yaml").read_text("utf-8"))
     digest = sha256(archive).hexdigest()
-    params["download"] = {"url": "animals.zip", "sha256": digest}
+    params["download"] = {"url": "data/animals.tar", "sha256": digest}
     params["data"]["classes"] = ["cat", "dog", "frog"]
     params["data"]["splits"] = {"train": "training", "valid": "test"}
     params["train"] |= {"batch_size": 8, "epochs": 5, "l2": 0.0003}
@@ -164,6 +165,13 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(tree):
         assert "auc" not in metrics
     page = (tree / "metrics/report.html").read_text("utf-8")
     assert [name for name in model.classes if name not in page] == []
+
+    # Git ignores the archive; a colleague may have nothing but data/archive.
+    commit(tree)
+    (tree / "data/animals.tar").unlink()
+    verified = succeed(tree, "python", "-m", "tools.verify")
+    assert "data/animals.tar is not in Git: using data/archive" in verified
+    assert "13 of 13 outputs have the bytes" in verified
 
 
 def test_the_predictions_are_in_the_cache_and_not_in_git(built):
