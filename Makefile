@@ -67,16 +67,21 @@ help:  ## Show this list
 		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -IB -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Creating .venv, and installing uv into it"
 	@$(PYTHON) -m venv $$($(BIN)/python -IB -c '' 2>/dev/null || echo --clear) .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 UV := $(BIN)/python -m uv pip
-INSTALL := $(UV) install --python $(BIN)/python --quiet --require-hashes -r
+# On a terminal, uv shows its progress.
+QUIET := $(shell test -t 2 || echo --quiet)
+INSTALL := $(UV) install --python $(BIN)/python $(QUIET) --require-hashes -r
 
 .venv/installed: .venv/bin/uv requirements.txt
+	@echo "Installing the packages of requirements.txt into .venv"
 	@$(INSTALL) requirements.txt
 	@touch $@
 
 .venv/tested: .venv/installed requirements-test.txt
+	@echo "Installing the packages of requirements-test.txt into .venv"
 	@$(INSTALL) requirements-test.txt
 	@touch $@

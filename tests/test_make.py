@@ -44,6 +44,7 @@ class Fakes:
         self.folder = folder / "project"
         self.bin = folder / "bin"
         self.record = folder / "record"
+        self.printed: list[str] = []
         (self.folder / "bench").mkdir(parents=True)
         for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
             shutil.copy(ROOT / name, self.folder / name)
@@ -63,6 +64,7 @@ class Fakes:
             timeout=60,
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        self.printed = done.stdout.splitlines()
         calls: list[Call] = []
         for line in self.record.read_text("utf-8").splitlines():
             name, _, value = line.partition("=")
@@ -91,7 +93,9 @@ def test_make_installs_the_lock_once_then_checks_runs_and_shows(fakes: Fakes):
     )
     steps = ("tools.check", "dvc repro", "tools.summary")
     assert rest == [f".venv/bin/python -m {step}" for step in steps]
+    assert [line.split()[0] for line in fakes.printed] == ["Creating", "Installing"]
     assert fakes.commands() == rest
+    assert fakes.printed == []
 
 
 def test_make_pulls_where_dvc_has_a_default_remote(fakes: Fakes):

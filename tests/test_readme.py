@@ -64,7 +64,8 @@ download | sha256: ac75 | sha256: 0000
     trust this archive, put its digest into params.yaml; if not, find out who changed it
 download | mnist_sample.tgz | mine.tgz
     download.url: there is no file data/mine.tgz: give a path from the root of the
-    repository, or a URL
+    repository, or a URL; if Git ignores the file, copy it here, or run dvc pull
+    data/archive if there is a DVC remote
 preprocess | ["3", "7"] | [3, 7]
     params.yaml: data.classes[0]: YAML reads the number 3 here: write "3", or the exact
     name, in quotes
@@ -108,9 +109,9 @@ def test_the_steps_without_make_are_those_of_make():
     assert f"pip install uv=={version}\n" in README
     (install,) = re.findall(r"^uv pip install (.*) -r requirements.txt$", README, re.M)
     (by_make,) = re.findall(r"^INSTALL := \$\(UV\) install (.*) -r$", makefile, re.M)
-    # make sets UV_SYSTEM_CERTS, and is quiet.
+    # make sets UV_SYSTEM_CERTS, and is quiet without a terminal.
     by_hand = set(install.split()) - {"--system-certs"}
-    assert by_hand == {*by_make.replace("$(BIN)", ".venv/bin").split()} - {"--quiet"}
+    assert by_hand == {*by_make.replace("$(BIN)", ".venv/bin").split()} - {"$(QUIET)"}
     recipe = makefile.partition("\nall:")[2].partition("\n\n")[0]
     steps = re.findall(r"python -m (dvc repro|tools\.\w+)", recipe)
     assert steps == ["tools.check", "dvc repro", "tools.summary"]
