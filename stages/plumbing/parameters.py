@@ -149,6 +149,7 @@ def read(name: str) -> Any:
 
 def check(section: type[S], values: Any) -> S:
     """Check the values of a section; raises like `load`."""
+    values = {} if values is None else values  # an empty section
     try:
         return msgspec.convert(values, section)
     except msgspec.ValidationError as error:

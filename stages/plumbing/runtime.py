@@ -55,10 +55,17 @@ _stopped: Stopped | None = None
 def start(stage: str) -> None:
     """Pin the environment, and allow only what dvc.yaml declares for the stage.
 
-    Raises UserError if an installed package differs from the lock, and
-    hermetic.UndeclaredAccess if dvc.yaml has no such stage.
+    Raises UserError if an installed package differs from the lock or the path of the
+    repository cannot be decoded, and hermetic.UndeclaredAccess if dvc.yaml has no such
+    stage.
     """
     explain_errors(stage)
+    if re.search("[\udc80-\udcff]", folder := os.getcwd()):
+        # Bytes that Python could not decode: XLA would end with std::bad_cast.
+        raise UserError(
+            f"the path {folder} is not {sys.getfilesystemencoding()}: rename the "
+            "folder, or use a UTF-8 locale and unset PYTHONUTF8"
+        )
     pin()
     # A stage is short and allocates mostly modules. With the default threshold, a fifth
     # of its time would go into searching them for garbage.

@@ -130,7 +130,7 @@ def test_a_background_is_a_gray_level_or_null(background):
     ("text", "part"),
     [
         (b"", "the section train is missing"),
-        (b"train:", "train: "),
+        (b"train:", "train: Object missing required field `seed`"),
         (b"train: {seed: \xff}", "not UTF-8"),
         ("train: {}".encode("utf-16"), "not UTF-8"),
         (b"a: 1\ntrain: [", "line 2: not valid YAML"),

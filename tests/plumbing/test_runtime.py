@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.conftest import contents, edit, run
+from tests.conftest import contents, copy, edit, run
 
 OUTPUTS = ("data", "metrics", "models")
 
@@ -52,6 +52,13 @@ raise errors.UserError("\u4e09 is not a class")
     assert done.stdout == "gr\\xf6\\xdfe \\u2013 \\u4e09\n"
     assert done.stderr == "gr\\xf6\\xdfe: \\u4e09 is not a class\n"
     assert done.returncode == 1
+
+
+def test_a_path_that_this_locale_cannot_decode_ends_in_one_line(sources, tmp_path):
+    folder = copy(sources, tmp_path / "Zoë")
+    done = run(folder, "python", "-m", "stages", "train", **ASCII["a terminal"])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "Zo\\udcc3\\udcab is not ascii: rename the folder, or use" in done.stderr
 
 
 @pytest.mark.parametrize(
