@@ -10,9 +10,6 @@ from stages.images import names
 LINK = "a link to a folder"
 NO_FILE = "not a regular file"
 
-UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
-"""Control characters, line separators, and characters that YAML forbids."""
-
 
 class LeftOut:
     """The number of paths left out and an example, by reason."""
@@ -33,13 +30,6 @@ class LeftOut:
         for kind, count in self._counts.most_common():
             reason, path = self._examples[kind]
             yield reason, count, path
-
-
-def escape(text: str) -> str:
-    r"""Return text on one line: a tab becomes \t, a newline \n, an escape \x1b."""
-    return UNPRINTABLE.sub(
-        lambda found: found[0].encode("unicode_escape").decode(), text
-    )
 
 
 def walk(top: str, left_out: LeftOut) -> Iterator[str | OSError]:

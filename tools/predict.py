@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from stages.evaluation.outputs import predicted_labels, probabilities
 from stages.images.archive import MAX_MEMBER
 from stages.images.decode import FORMAT_NAMES, decode
+from stages.images.names import escape
 from stages.plumbing import artifacts, runtime
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.progress import progress
-from tools.image_files import LeftOut, escape, walk
+from tools.image_files import LeftOut, walk
 
 runtime.pin()  # before stages/model.py may import JAX, which reads the environment
 

@@ -18,6 +18,8 @@ OTHER_FILE = re.compile(
     re.IGNORECASE,
 )
 AMBIGUOUS = "can be read in two ways"  # an error, not a reason to skip
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
+"""Control characters, line separators, and characters that YAML forbids."""
 
 
 class Folder(NamedTuple):
@@ -89,6 +91,13 @@ def find_image(
 def normalize(name: str) -> str:
     """Return a name in NFC: macOS decomposes letters (NFD), Linux does not."""
     return unicodedata.normalize("NFC", name)
+
+
+def escape(text: str) -> str:
+    r"""Return text on one line: a tab becomes \t, a newline \n, an escape \x1b."""
+    return UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), text
+    )
 
 
 def natural_order(name: str) -> str:

@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from stages.images.names import escape
 from stages.plumbing import artifacts, parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import MAX_CLASSES, MAX_SIDE, MIN_CLASSES
-from tools.image_files import LeftOut, escape
+from tools.image_files import LeftOut
 from tools.pack.look import describe, look_at_all
 from tools.pack.params import choose_params, edit_params
 from tools.pack.place import find_splits, name_members, place, plain_name

@@ -12,12 +12,11 @@ from ruamel.yaml import YAML, CollectionNode, MappingNode
 
 from stages.evaluation.outputs import outputs_of
 from stages.images.decode import decode
-from stages.images.names import natural_order
+from stages.images.names import escape, natural_order
 from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import FILE, Train
 from stages.plumbing.progress import progress
 from stages.plumbing.tensors import Decoding
-from tools.image_files import escape
 from tools.pack.look import Image
 
 MAX_SIDE = 64  # of images that are resized, in pixels
