@@ -2,13 +2,14 @@
 
 import errno
 import hashlib
+import io
 import math
 import mmap
 import os
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 from typing import IO, NamedTuple
@@ -194,6 +195,20 @@ def read_images(
     return np.asarray(np.memmap(file, np.uint8, "r", shape=(count, *first.shape)))
 
 
+def read_names(
+    source: Archive, entries: NDArray[np.int64], rows: Iterable[int]
+) -> NDArray[np.uint8]:
+    """Return the names of some images as UTF-8 (B,), each on a line of its own.
+
+    Fixed-width strings would all take the space of the longest.
+    """
+    lines = io.BytesIO()
+    for entry in (Entry(*entries[row].tolist()) for row in rows):
+        line = f"{names.escape(source.name(entry))}\n"
+        lines.write(line.encode("utf-8", "backslashreplace"))
+    return np.frombuffer(lines.getbuffer(), np.uint8)
+
+
 def check_disk(pixels: int) -> None:
     """Raise UserError unless there is room for two bytes per pixel."""
     # Each pixel is written to a scratch file, then to the npz, maybe on another disk.
@@ -217,8 +232,10 @@ def decoding_of(data: parameters.Data) -> Decoding:
     return Decoding(data.size, data.color, data.background)
 
 
-def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
-    """Read the training and the validation images of an archive."""
+def read_splits(
+    path: str, data: parameters.Data
+) -> tuple[Split, Split, NDArray[np.uint8]]:
+    """Read both splits of an archive, and the names of the validation images."""
     with (  # scratch files, since an archive may be larger than memory
         artifacts.scratch() as spool,
         artifacts.scratch() as records,
@@ -231,10 +248,12 @@ def read_splits(path: str, data: parameters.Data) -> tuple[Split, Split]:
         rows = sort_images(source, keys, entries)
         keys.clear()  # free the memory before the workers inherit it
         images = read_images(source, entries, rows, decoding_of(data), pixels)
+        train = counts[0].sum()
+        valid_names = read_names(source, entries, np.argsort(rows)[train:])
     # Rows are sorted by split and class, so the counts alone give the labels.
     labels = [np.repeat(np.arange(len(row), dtype=np.uint8), row) for row in counts]
-    train = counts[0].sum()
-    return Split(images[:train], labels[0]), Split(images[train:], labels[1])
+    splits = Split(images[:train], labels[0]), Split(images[train:], labels[1])
+    return *splits, valid_names
 
 
 def find_copies(
@@ -256,7 +275,7 @@ def find_copies(
 def main() -> None:
     """Write data/tensors.npz from data/archive."""
     data = parameters.load(parameters.Data)
-    train, valid = read_splits(artifacts.ARCHIVE, data)
+    train, valid, valid_names = read_splits(artifacts.ARCHIVE, data)
     # An image in both splits is no test of how the model does on new images.
     valid_in_train = find_copies(valid.images, train.images)
     if count := int(valid_in_train.sum()):
@@ -266,6 +285,7 @@ def main() -> None:
         "train_labels": train.labels,
         "valid_images": valid.images,
         "valid_labels": valid.labels,
+        "valid_names": valid_names,
         "valid_in_train": valid_in_train.astype(np.uint8),
         "classes": np.array(data.classes),
         "decoding": tensors.format_decoding(decoding_of(data)),

@@ -1,7 +1,7 @@
 """Measure the model, compare it with the baseline, and show where both fail."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from stages.page import pictures
 from stages.page.render import Predictions, Results, is_linear, pixel_images, render
 from stages.plumbing import artifacts, npz, parameters, runtime, tensors
 from stages.plumbing.errors import UserError, damaged
-from stages.plumbing.tensors import Split
+from stages.plumbing.tensors import Split, shorten
 
 SECTIONS: list[type[parameters.Section]] = [
     parameters.Download,
@@ -94,12 +94,17 @@ def predict_trained(
 
 
 def prediction_rows(
-    valid: Split, predicted: NDArray[np.integer], p: Probabilities, classes: list[str]
+    valid: Split,
+    names: Sequence[str],
+    predicted: NDArray[np.integer],
+    p: Probabilities,
+    classes: list[str],
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of metrics/predictions.csv, one for each validation image."""
     for i, image in enumerate(valid.images):
         yield {
             "index": i,
+            "name": names[i],
             # Lets tools.compare find the same image in another revision.
             "digest": tensors.digest_image(image),
             "actual": classes[valid.labels[i]],
@@ -139,6 +144,10 @@ def galleries(results: Results) -> dict[str, bytes]:
         outputs = [f"{names[0]} red, {names[1]} blue"]
     else:
         outputs = names
+    files = [
+        pictures.drawable(shorten(results.names[i], pictures.NAME_CHARACTERS))
+        for i in results.mistakes
+    ]
     means, weights, wrong = (
         pictures.shrink(drawn, pictures.SIDE)
         for drawn in (results.means, weights, (images[i] for i in results.mistakes))
@@ -157,8 +166,8 @@ def galleries(results: Results) -> dict[str, bytes]:
         "metrics/mistakes.png": pictures.gallery(
             pictures.to_images(wrong),
             [
-                f"{i}: {names[actual[i]]} predicted as {names[predicted[i]]}"
-                for i in results.mistakes
+                f"{i}: {names[actual[i]]} predicted as {names[predicted[i]]}\n{file}"
+                for i, file in zip(results.mistakes, files, strict=True)
             ],
             columns=8,
         ),
@@ -172,7 +181,7 @@ def main() -> None:
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in sections
     }
-    _, valid, classes, valid_in_train, decoding = tensors.load_tensors()
+    _, valid, classes, valid_in_train, decoding, names = tensors.load_tensors()
     means, distance, to_means = load_baseline(len(valid.images))
     trained = TrainedModel.load(artifacts.MODEL)
     # Stages run one by one can leave files that do not match.
@@ -192,6 +201,7 @@ def main() -> None:
         params=params,
         digests={path: digest(path) for path in INPUTS},  # to trace the page back
         valid=valid,
+        names=names,
         valid_in_train=valid_in_train,
         means=means,
         distance=distance,
@@ -213,7 +223,7 @@ def main() -> None:
         {
             artifacts.MODEL_METRICS: measured,
             artifacts.PREDICTIONS: prediction_rows(
-                valid, predictions.labels, p, classes
+                valid, names, predictions.labels, p, classes
             ),
             **galleries(results),
             artifacts.REPORT: render(results),

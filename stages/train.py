@@ -307,7 +307,7 @@ def main() -> None:
     settings = msgspec.structs.asdict(parameters.load(parameters.settings(model.init)))
     # One of several processes reads only its share; verifying would read everything.
     verify = jax.process_count() == 1
-    train, valid, classes, _, decoding = tensors.load_tensors(verify=verify)
+    train, valid, classes, _, decoding, _ = tensors.load_tensors(verify=verify)
     devices.check_batch_size(config.batch_size, len(train.images))
     key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
     count = 1 if len(classes) == 2 else len(classes)  # one logit decides a pair

@@ -118,7 +118,8 @@ def data_params(classes: Iterable[str] = "37", **changes: Any) -> Data:
 def read(content: bytes, data: Data | None = None) -> tuple[Split, Split]:
     """Read an archive as preprocess does."""
     Path("archive").write_bytes(content)
-    return preprocess.read_splits("archive", data or data_params())
+    train, valid, _ = preprocess.read_splits("archive", data or data_params())
+    return train, valid
 
 
 def levels(content: bytes, data: Data | None = None) -> list[int]:
@@ -136,5 +137,6 @@ def tensor_arrays(**changes: Any) -> dict[str, Any]:
         "valid_labels": np.array([0, 1], np.uint8),
         "classes": np.array(["drei ③", "семь"]),
         "valid_in_train": np.array([1, 0], np.uint8),
+        "valid_names": np.frombuffer("ä 1.png\n猫\n".encode(), np.uint8),
         "decoding": tensors.format_decoding(decoding),
     } | changes

@@ -20,6 +20,7 @@ SIDE = 140  # of the square whose area limits an image
 GAP = 20
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES, MAX_CHARACTERS = 3, 60
+NAME_CHARACTERS = 20  # of a file name, about a line
 NO_CHARACTER = "\uffff"  # in no font
 
 
@@ -104,19 +105,20 @@ def data_uri(image: Image.Image) -> str:
     )
 
 
-def drawable_names(classes: Sequence[str]) -> list[str]:
-    """Return the names, replacing those the font cannot draw: "class 0" for the first.
+def drawable(text: str) -> str:
+    """Return a text with a question mark for each character the font cannot draw.
 
     Pillow's own font has little beyond ASCII, and draws a box for the rest.
     """
     font = ImageFont.load_default(FONT_SIZE)
     box = bytes(font.getmask(NO_CHARACTER))
+    return "".join("?" if bytes(font.getmask(c)) == box else c for c in text)
 
-    def drawable(name: str) -> bool:
-        return all(bytes(font.getmask(character)) != box for character in name)
 
+def drawable_names(classes: Sequence[str]) -> list[str]:
+    """Return the names, but "class 0" for the first if the font cannot draw it."""
     return [
-        name if name.strip() and drawable(name) else f"class {label}"
+        name if name.strip() and drawable(name) == name else f"class {label}"
         for label, name in enumerate(classes)
     ]
 
@@ -124,13 +126,17 @@ def drawable_names(classes: Sequence[str]) -> list[str]:
 def gallery(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int
 ) -> bytes:
-    """Draw images of the same size in a grid, each with a caption, as a PNG file.
+    r"""Draw images of the same size in a grid, each with a caption, as a PNG file.
 
-    Many images get more columns, so that there are never more rows than columns.
+    A \n in a caption starts a new line. Many images get more columns, so that there are
+    never more rows than columns.
     """
     font = ImageFont.load_default(FONT_SIZE)
     tiles = [_enlarge(image) for image in images]
-    texts = [wrap(caption, font) for caption in captions]
+    texts = [
+        [line for part in caption.split("\n") for line in wrap(part, font)]
+        for caption in captions
+    ]
     columns = max(columns, math.ceil(math.sqrt(len(tiles))))
     columns = max(1, min(columns, len(tiles)))
     rows = max(1, math.ceil(len(tiles) / columns))

@@ -17,7 +17,7 @@ from stages.evaluation.model_file import TrainedModel, pixel_weights
 from stages.page import charts, pictures
 from stages.page.pictures import data_uri
 from stages.plumbing.parameters import Section
-from stages.plumbing.tensors import Decoding, Split
+from stages.plumbing.tensors import Decoding, Split, shorten
 
 TWIN = Path(__file__).parents[1] / "model.js"  # optional: the model in JavaScript
 MAX_EMBEDDED = 500_000  # bytes; larger models would make the page slow to open
@@ -45,6 +45,7 @@ class Results(NamedTuple):
     params: Mapping[str, Section]  # params.yaml, by section
     digests: Mapping[str, str]  # MD5 of the files behind the results, by path
     valid: Split  # N images and labels
+    names: Sequence[str]  # (N,), of the files in the archive
     valid_in_train: NDArray[np.bool_]  # (N,), whether it is also a training image
     means: NDArray[np.float32]  # (K, H, W, C), the baseline
     distance: str  # from an image to a mean, l1 or l2
@@ -83,6 +84,7 @@ def render(results: Results) -> str:
         },
         "picture_style": picture_style(*trained.image_shape[:2]),
         "share": format_share,
+        "shorten": shorten,
         "many": count > MANY,
         "confusion": matrices,
         "matrices": {n: data_uri(pictures.confusion(m)) for n, m in matrices.items()},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,32 @@ class Split(NamedTuple):
     """(N,), indices into the classes."""
 
 
+class Names(Sequence[str]):
+    """File names in UTF-8, each on a line of its own, decoded on access."""
+
+    def __init__(self, lines: NDArray[np.uint8]) -> None:
+        """Find the lines (N,) in the bytes (B,), which may be memory-mapped."""
+        self._lines = lines
+        self._ends = np.flatnonzero(lines == ord("\n"))
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        """Return the name of an image."""
+        start = self._ends[index - 1] + 1 if index else 0
+        return bytes(self._lines[start : self._ends[index]]).decode()
+
+
+def shorten(name: str, length: int = 40) -> str:
+    """Return the end of a long name: the file, and the folders that fit."""
+    if len(name) <= length:
+        return name
+    end = name[1 - length :]
+    return f"…{end[max(end.find('/'), 0) :]}"
+
+
 class Decoding(NamedTuple):
     """How image files were decoded: the options of images.decode.to_pixels."""
 
@@ -38,6 +65,8 @@ class Tensors(NamedTuple):
     valid_in_train: NDArray[np.bool_]
     """(N,), which validation images also occur among the training images."""
     decoding: Decoding
+    valid_names: Sequence[str]
+    """(N,), the names of the validation images in the archive."""
 
 
 def load_tensors(*, verify: bool = True) -> Tensors:
@@ -46,9 +75,10 @@ def load_tensors(*, verify: bool = True) -> Tensors:
     `verify=False` skips reading all images to verify their checksums.
     """
     images, labels = ("train_images", "valid_images"), ("train_labels", "valid_labels")
-    dtypes = dict.fromkeys((*images, *labels, "valid_in_train"), "uint8")
+    mapped = (*images, "valid_names")
+    dtypes = dict.fromkeys((*mapped, *labels, "valid_in_train"), "uint8")
     dtypes |= {"classes": "str", "decoding": "str"}
-    arrays = npz.load_arrays(TENSORS, dtypes, mapped=images, verify=verify)
+    arrays = npz.load_arrays(TENSORS, dtypes, mapped, verify=verify)
     train, valid = (
         Split(arrays[i], arrays[j]) for i, j in zip(images, labels, strict=True)
     )
@@ -58,6 +88,7 @@ def load_tensors(*, verify: bool = True) -> Tensors:
         classes=arrays["classes"].tolist(),
         valid_in_train=arrays["valid_in_train"].astype(bool),
         decoding=parse_decoding(TENSORS, arrays["decoding"]),
+        valid_names=Names(arrays["valid_names"]),
     )
     for split in (train, valid):
         fits = (
@@ -70,8 +101,11 @@ def load_tensors(*, verify: bool = True) -> Tensors:
         )
         if not fits:
             raise damaged(TENSORS, "its shapes or labels do not fit together")
-    if tensors.valid_in_train.shape != valid.labels.shape:
+    count = len(valid.labels)
+    if tensors.valid_in_train.shape != (count,):
         raise damaged(TENSORS, "valid_in_train does not fit the validation images")
+    if len(tensors.valid_names) != count:
+        raise damaged(TENSORS, "valid_names does not fit the validation images")
     return tensors
 
 

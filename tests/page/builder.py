@@ -61,6 +61,7 @@ def build_results(
         },
         digests={"data/tensors.npz": "0" * 32},
         valid=valid,
+        names=[f"valid/{label}/<{i}>.png" for i, label in enumerate(valid.labels)],
         valid_in_train=np.zeros(len(images), bool),
         means=means,
         distance=distance,
