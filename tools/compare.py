@@ -32,7 +32,7 @@ WORKSPACE, LOCK = "workspace", "dvc.lock"
 RESAMPLES, SEED, LEVEL = 9999, 0, 0.05
 FEW = 20  # with fewer images, a bootstrap interval is too narrow
 LISTED, SHOWN = 5, 48  # changed predictions in the text and on the page
-COLUMNS = {"index": int, "digest": str, "actual": str, "predicted": str}
+COLUMNS = {"index": int, "name": str, "digest": str, "actual": str, "predicted": str}
 COLUMNS |= {"p_predicted": float, "p_actual": float}
 
 Floats = NDArray[np.float64]
@@ -56,7 +56,7 @@ def load(rev: str) -> Revision:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    path, values, rebuild = "", {}, "or check it out and run dvc repro"
+    path, values = "", {}
     try:
         if not rev:  # DVC would take the workspace
             raise ValueError("its name is empty")
@@ -72,13 +72,13 @@ def load(rev: str) -> Revision:
         reason = "does not exist: compare a later revision"
         if fs.isdvc(path):
             reason = "is neither in DVC's cache nor in a remote: run dvc fetch "
-            reason += f"--all-commits, {rebuild}"
+            reason += "--all-commits, or check it out and run dvc repro"
         raise UserError(f"{path} of {rev} {reason}") from None
     except (DvcException, YAMLError, AttributeError, ValueError, csv.Error) as error:
         reason = "no commit" if isinstance(error, AttributeError) else str(error)
         what, remedy = f"revision {rev}", "use one that git log or dvc exp show lists"
         if path:
-            what, remedy = f"{path} of {rev}", f"compare a later revision, {rebuild}"
+            what, remedy = f"{path} of {rev}", "compare a later revision"
         raise UserError(f"DVC cannot read {what} ({reason}): {remedy}") from error
     params = values[parameters.FILE]
     for name, value in values.pop(LOCK).items():
@@ -103,6 +103,8 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def parse_predictions(text: str) -> Rows:
     """Parse metrics/predictions.csv; raise ValueError or csv.Error if it is damaged."""
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    if header == [name for name in COLUMNS if name != "name"]:  # an older format
+        header, rows = [*COLUMNS], [[row[0], *row] for row in rows]
     if header != list(COLUMNS):
         raise ValueError(f"another format, with the columns {', '.join(header)}")
     columns = zip(zip(*[header, *rows], strict=True), COLUMNS.values(), strict=True)
@@ -153,8 +155,10 @@ def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
     old, new = old[changed], new[changed]
     if len(changed):
         title = f"Predictions that changed: {len(changed):,}, the most confident first"
-        header = ["image", "actual", first.rev, second.rev]
-        lines += ["", title, *align([header, *answers(old[:LISTED], new[:LISTED])])]
+        rows = [["image", "actual", first.rev, second.rev]]
+        for name, *answer in answers(old[:LISTED], new[:LISTED]):
+            rows.append([tensors.shorten(name), *answer])
+        lines += ["", title, *align(rows)]
     return "\n".join(lines), old, new
 
 
@@ -231,9 +235,9 @@ def differing(first: Revision, second: Revision) -> list[str]:
 
 
 def answers(old: Rows, new: Rows) -> list[list[str]]:
-    """Format the index, the actual class and both predictions of each image (N,)."""
+    """Format the file, the actual class and both predictions of each image (N,)."""
     return [
-        [str(pair[1].index), pair[1].actual]
+        [pair[1]["name"], pair[1].actual]
         + [f"{row.predicted} ({row.p_predicted:.4f})" for row in pair]
         for pair in zip(old, new, strict=True)
     ]
@@ -275,7 +279,7 @@ def main() -> None:
     page_help = "also write a page, with pictures"
     parser.add_argument("--html", metavar="FILE.html", help=page_help)
     arguments = parser.parse_args()
-    if not (arguments.html or ".html").endswith(".html"):
+    if arguments.html is not None and not arguments.html.endswith(".html"):
         parser.error("the name of the page has to end in .html")
     first, second = load(arguments.first), load(arguments.second)
     text, old, new = compare(first, second)
@@ -287,6 +291,7 @@ def main() -> None:
             revs=(first.rev, second.rev),
             text=text,
             changed=answers(old, new),
+            shorten=tensors.shorten,
             images=len(new) and (draw(second, new) or draw(first, old)),
         )
         artifacts.publish({os.path.abspath(arguments.html): page})
