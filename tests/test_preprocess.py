@@ -1,13 +1,14 @@
 """From the archive to tensors: in which order, and what is counted, said or refused."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from stages import preprocess
-from stages.plumbing import workers
+from stages.plumbing import tensors, workers
 from tests.builders import (
     SMALL,
     data_params,
@@ -62,6 +63,26 @@ def test_the_first_damaged_image_in_the_archive_is_named(processors):
         processors.append(count)
         line = refusal(read, pack(dict(reversed(files.items()))))
         assert line.startswith("valid/3/10.png: not a readable")
+
+
+ODD_NAMES = {
+    "./valid/3/two\nlines\r.png": r"./valid/3/two\nlines\r.png",
+    "root/valid/7/\udcff\u2028.png": r"root/valid/7/\udcff\u2028.png",
+    "valid/3/a\u0308.png": "valid/3/a\u0308.png",  # as stored, not in NFC
+    "valid\\7\\1.png": "valid\\7\\1.png",
+    f"valid/3/{'long' * 100}.png": f"valid/3/{'long' * 100}.png",
+}
+"""The byte 255, which is not UTF-8, is a lone surrogate."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_validation_images_keep_their_names_in_the_archive_on_one_line(seed):
+    names = [*np.random.default_rng(seed).permutation([*SMALL, *ODD_NAMES])]
+    content = pack((name, png(level)) for level, name in enumerate(names))
+    Path("archive").write_bytes(content)
+    _, valid, lines = preprocess.read_splits("archive", data_params())
+    stored = [names[level] for level in valid.images[:, 0, 0, 0]]
+    assert [*tensors.Names(lines)] == [ODD_NAMES.get(name, name) for name in stored]
 
 
 def test_images_of_mixed_sizes_are_resized_to_data_size():

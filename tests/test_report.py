@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -52,11 +53,12 @@ def test_a_row_for_each_validation_image_names_its_classes():
     images = np.array([[[1, 2]], [[1, 2]]], np.uint8)
     valid = Split(images, np.array([0, 1], np.uint8))
     p = report.Probabilities(np.array([0.75, 1 / 3]), np.array([1e-9, 1 / 3]))
-    rows = report.prediction_rows(valid, np.array([1, 1]), p, ["drei", "sieben"])
+    names, classes = ["v/1.png", "v/2.png"], ["drei", "sieben"]
+    rows = report.prediction_rows(valid, names, np.array([1, 1]), p, classes)
     digest = hashlib.blake2b(b"(1, 2)\x01\x02", digest_size=16).hexdigest()
     assert [[*row.values()] for row in rows] == [
-        [0, digest, "drei", "sieben", "0.75", "1e-09"],
-        [1, digest, "sieben", "sieben", "0.333333", "0.333333"],
+        [0, "v/1.png", digest, "drei", "sieben", "0.75", "1e-09"],
+        [1, "v/2.png", digest, "sieben", "sieben", "0.333333", "0.333333"],
     ]
     assert digest_image(images[0].T) != digest
 
@@ -139,6 +141,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
             valid_images=valid.images,
             valid_labels=valid.labels,
             valid_in_train=copies.astype(np.uint8),
+            valid_names=np.frombuffer(b"1.png\n" * len(copies), np.uint8),
             classes=np.array(classes),
             decoding=format_decoding(PLAIN),
         )
@@ -297,6 +300,22 @@ def test_names_that_the_font_lacks_are_shown_by_their_number_in_pictures_only():
     captions = [f"mean: {name}" for name in ("class 0", "class 1", "class 2", "it's 3")]
     expected = pictures.gallery(pictures.grayscale(results.means), captions, columns=5)
     assert files["metrics/means.png"] == expected
+
+
+def test_every_mistake_is_shown_with_the_name_of_its_file():
+    """Its end in a picture, with question marks for what the font cannot draw."""
+    names = [f"<valid>/{'long' * 9}/猫 {i}.png" for i in range(60)]
+    results = build_results(mistakes=3, names=names)
+    page = render(results)
+    assert f'title="&lt;valid&gt;/{"long" * 9}/猫 0.png">…/猫 0.png<' in page
+    with patch.object(pictures, "gallery", wraps=pictures.gallery) as gallery:
+        report.galleries(results)
+    captions = gallery.call_args_list[-1].args[1]
+    for i, caption in zip(results.mistakes, captions, strict=True):
+        _, _, rest = page.partition(f'<figure id="picture-{i}">')
+        caption_on_page, _, _ = rest.partition("</figcaption>")
+        assert f'/猫 {i}.png">…/猫 {i}.png<' in caption_on_page
+        assert caption.endswith(f"\n…/? {i}.png")
 
 
 def test_a_model_of_other_classes_is_refused(build):

@@ -115,6 +115,15 @@ def test_a_gallery_has_as_many_columns_as_asked_and_no_empty_row(shape, count):
     assert shape not in [(28, 28), (1, 1)] or width == pictures.SIDE
 
 
+def test_a_newline_in_a_caption_starts_a_line():
+    tile = Image.new("L", (9, 9))
+    sheets = [
+        Image.open(io.BytesIO(pictures.gallery([tile], [caption], 5)))
+        for caption in ("a b", "a\nb")
+    ]
+    assert sheets[1].height - sheets[0].height == pictures.LINE_HEIGHT
+
+
 def test_a_gallery_of_256_images_is_no_ribbon():
     _, sheet = gallery(256, (9, 9))
     assert 0.5 < sheet.width / sheet.height < 2

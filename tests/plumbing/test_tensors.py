@@ -8,7 +8,7 @@ import pytest
 
 from stages.plumbing import artifacts, npz
 from stages.plumbing.errors import UserError
-from stages.plumbing.tensors import Decoding, load_tensors
+from stages.plumbing.tensors import Decoding, load_tensors, shorten
 from tests.builders import damaged, refusal, tensor_arrays
 from tests.conftest import contents
 
@@ -32,6 +32,7 @@ def test_tensors_are_read_as_they_were_written_with_any_class_names():
             assert array.dtype == np.uint8
     assert loaded.classes == expected["classes"].tolist()
     assert loaded.valid_in_train.tolist() == [True, False]
+    assert [*loaded.valid_names] == ["ä 1.png", "猫"]
     assert loaded.decoding == Decoding((2, 3), grayscale=True, background=255)
 
 
@@ -57,6 +58,7 @@ SHAPES = "do not fit together"
         ("valid_labels", np.arange(2), "valid_labels is of type int64, not uint8"),
         ("classes", np.array([3, 7]), "classes is of type int64, not str"),
         ("valid_in_train", ZEROS[:3, 0, 0], "valid_in_train does not fit"),
+        ("valid_names", np.frombuffer(b"a\n", np.uint8), "valid_names does not fit"),
         ("decoding", np.array("{}"), "decoding: "),
         ("decoding", np.array('{"size": 3}'), "decoding: "),
         ("decoding", np.array("[1]"), "decoding: "),
@@ -73,6 +75,19 @@ def test_tensors_of_other_types_or_shapes_are_refused(name, array, reason):
     assert line.startswith("data/tensors.npz is damaged")
     assert reason in line
     assert line.endswith("delete it and run dvc repro")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat/1.png", "cat/1.png"),
+        ("valid/cat/1.png", "…/1.png"),
+        ("valid/12345678.png", "…2345678.png"),
+        ("12345678/a.png/", "…/a.png/"),
+    ],
+)
+def test_of_a_long_name_the_end_is_shown(name, shown):
+    assert shorten(name, 12) == shown
 
 
 def test_a_missing_array_and_a_missing_file_are_named():

@@ -28,7 +28,8 @@ from tools import compare
 COMMAND = ("python", "-m", "tools.compare")
 PREDICTIONS = "metrics/predictions.csv"
 Names = Sequence[str]
-HEADER = "index,digest,actual,predicted,p_predicted,p_actual"
+OLD_HEADER = "index,digest,actual,predicted,p_predicted,p_actual"
+HEADER = OLD_HEADER.replace("index", "index,name")
 
 
 def make_rows(images: Sequence[int], actual: Names, predicted: Names) -> Any:
@@ -38,7 +39,10 @@ def make_rows(images: Sequence[int], actual: Names, predicted: Names) -> Any:
     for i, row in enumerate(zip(images, actual, predicted, strict=True)):
         p = random.uniform(0.5, 1)
         p_actual = p if row[1] == row[2] else random.uniform(0, 1 - p)
-        lines.append(f"{i},{row[0]:032x},{row[1]},{row[2]},{p:.6g},{p_actual:.6g}")
+        name = f"<b>{'a/' * 30}{i}"
+        lines.append(
+            f"{i},{name},{row[0]:032x},{row[1]},{row[2]},{p:.6g},{p_actual:.6g}"
+        )
     return compare.parse_predictions("\n".join(lines))
 
 
@@ -177,7 +181,7 @@ RECORDED = {
     "    params: {params.yaml: {model: linear}}\n",
     "dvc.yaml": "stages: {}\n",
     "metrics/model.json": '{"accuracy": 0.75, "f1": {"\\ud83d\\ude00": 0.5}}',
-    PREDICTIONS: f"{HEADER}\n"
+    PREDICTIONS: f"{OLD_HEADER}\n"
     "0,d0,3,3,0.9,0.9\n1,d1,3,7,0.6,0.4\n2,d2,7,7,0.8,0.8\n3,d3,7,7,1,1\n",
 }
 
@@ -201,7 +205,10 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def test_models_of_two_kinds_are_compared(recorded: Path, monkeypatch):
-    """A forest has other parameters and metrics; it loses an image and finds one."""
+    """A forest has other parameters and metrics; it loses an image and finds one.
+
+    The linear model's predictions are of an older format, without names.
+    """
     write(
         recorded,
         {
@@ -209,7 +216,8 @@ def test_models_of_two_kinds_are_compared(recorded: Path, monkeypatch):
             "dvc.lock": RECORDED["dvc.lock"].replace("linear", "forest"),
             "metrics/model.json": '{"accuracy": 0.75, "oob": 0.5}',
             PREDICTIONS: f"{HEADER}\n"
-            "0,d0,3,7,0.7,0.3\n1,d1,3,3,0.6,0.6\n2,d2,7,7,0.8,0.8\n3,d3,7,7,1,1\n",
+            '0,"v/a,.png",d0,3,7,0.7,0.3\n1,=1,d1,3,3,0.6,0.6\n'
+            "2,c,d2,7,7,0.8,0.8\n3,d,d3,7,7,1,1\n",
         },
     )
     monkeypatch.chdir(recorded)
@@ -228,10 +236,12 @@ def test_models_of_two_kinds_are_compared(recorded: Path, monkeypatch):
         in " ".join(rest.split())
     )
     assert rest.splitlines()[-3:] == [
-        "image  actual      HEAD~1        HEAD",
-        "0           3  3 (0.9000)  7 (0.7000)",
-        "1           3  7 (0.6000)  3 (0.6000)",
+        "image    actual      HEAD~1        HEAD",
+        "v/a,.png      3  3 (0.9000)  7 (0.7000)",
+        "=1            3  7 (0.6000)  3 (0.6000)",
     ]
+    text, _, _ = compare.compare(compare.load("HEAD"), compare.load("HEAD~1"))
+    assert text.splitlines()[-1] == "1           3  3 (0.6000)  7 (0.6000)"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +260,7 @@ def test_a_file_that_cannot_be_compared_is_named(
 ):
     write(recorded, {**RECORDED, name: text or ""})
     line = rf"DVC cannot read {name} of HEAD \(.*{reason}.*\): compare a later "
-    line += "revision, or check it out and run dvc repro"
+    line += "revision"
     if text is None:
         (recorded / name).unlink()
         commit(recorded)
@@ -308,7 +318,7 @@ def test_the_page_escapes_names_and_shows_the_images_of_either_side(
         assert ("No pictures: data/tensors.npz" in shown.text) != shown.tags["img"]
         assert all(str(x).startswith("data:image/png;base64,") for x in shown.sources)
         assert not shown.tags.keys() & {"s", "b", "u", "i", "script", "link"}
-        for part in ("<b>& → new", "<i>", "<u>", *names):
+        for part in ("<b>& → new", "<i>", "<u>", "…/a/a/", *names):
             assert part in shown.text
 
 
@@ -316,8 +326,8 @@ def read_predictions(folder: Path) -> tuple[np.ndarray, ...]:
     """Return the actual and predicted classes and the probabilities of the actual."""
     with (folder / PREDICTIONS).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = [np.array([row[key] for row in rows]) for key in rows[0]]
-    return columns[2], columns[3], columns[5].astype(float)
+    columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    return columns["actual"], columns["predicted"], columns["p_actual"].astype(float)
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +365,8 @@ def test_the_figures_follow_from_the_predictions_of_both(built: Path, changed: P
     assert low > 0
     indices = np.flatnonzero(old != new)
     assert f"Predictions that changed: {len(indices)}," in said
-    assert f"{indices[0]} {actual[indices[0]]} {old[indices[0]]} (" in said
+    first = indices[0]
+    assert f".png {actual[first]} {old[first]} (" in said
 
 
 def test_an_experiment_is_compared_by_its_name(changed: Path):
@@ -374,9 +385,14 @@ def test_the_page_has_the_text_and_the_pictures(changed: Path):
     assert text in page.text + "\n"
     assert page.tags["img"] == int(re.findall(r"that changed: (\d+)", text)[0])
     assert [path.name for path in (changed / "pages").iterdir()] == ["x.html"]
-    refused = run(changed, *COMMAND, "--html", "pages/x.json")
-    assert refused.returncode == 2
-    assert refused.stderr.endswith("the name of the page has to end in .html\n")
+
+
+@pytest.mark.parametrize("name", ["x.json", ""])
+def test_a_page_needs_the_name_of_one(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", ["compare", "--html", name])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert "the name of the page has to end in .html" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rev", ["nowhere", "", "HEAD:params.yaml"])
