@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stages import model
 from stages.evaluation.model_file import TrainedModel, pixel_weights
-from stages.evaluation.outputs import outputs_of, predicted_labels
+from stages.evaluation.outputs import output_count, outputs_of, predicted_labels
 from stages.model import Params, forward
 from stages.plumbing import artifacts, devices, parameters, tensors
 from stages.plumbing.errors import UserError
@@ -310,7 +310,7 @@ def main() -> None:
     train, valid, classes, _, decoding, _ = tensors.load_tensors(verify=verify)
     devices.check_batch_size(config.batch_size, len(train.images))
     key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
-    count = 1 if len(classes) == 2 else len(classes)  # one logit decides a pair
+    count = output_count(len(classes))
     meaning = outputs_of(config.loss, count)
     untrained = model.init(key, shape, count, **settings)
     check_model(untrained, shape, count)

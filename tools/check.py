@@ -47,7 +47,7 @@ def check_loss() -> None:
     """Raise UserError if the loss is only for two classes, and there are more."""
     count = len(parameters.load(parameters.Data).classes)
     loss = parameters.load(parameters.Train).loss
-    outputs.outputs_of(loss, 1 if count == 2 else count)
+    outputs.outputs_of(loss, outputs.output_count(count))
 
 
 def check_batch_size() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages import model
-from stages.evaluation.outputs import CLASS_OUTPUTS, PAIR_OUTPUTS
+from stages.evaluation.outputs import CLASS_OUTPUTS, PAIR_OUTPUTS, output_count
 from stages.plumbing import npz
 from stages.plumbing.errors import UserError, damaged
 from stages.plumbing.tensors import Decoding, format_decoding, parse_decoding
@@ -48,7 +48,7 @@ class TrainedModel(NamedTuple):
             outputs=str(arrays["outputs"]),
             decoding=parse_decoding(path, arrays["decoding"]),
         )
-        count = 1 if len(trained.classes) == 2 else len(trained.classes)
+        count = output_count(len(trained.classes))
         fits = (
             len(trained.classes) > 1
             and len(trained.image_shape) == 3

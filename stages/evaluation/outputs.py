@@ -24,6 +24,11 @@ the class, 0 for all others.
 """
 
 
+def output_count(classes: int) -> int:
+    """Return how many outputs a model needs for `classes` classes: one for a pair."""
+    return 1 if classes == 2 else classes
+
+
 def outputs_of(loss: str, count: int) -> str:
     """Return the meaning of a model's `count` outputs if trained on `loss`.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stages.evaluation.metrics import confusion_matrix, mcnemar
 from stages.evaluation.model_file import TrainedModel, pixel_weights
+from stages.evaluation.outputs import output_count
 from stages.page import charts, pictures
 from stages.page.pictures import data_uri
 from stages.plumbing.parameters import Section
@@ -124,8 +125,8 @@ def pixel_images(trained: TrainedModel) -> NDArray[np.float32]:
 def is_linear(trained: TrainedModel) -> bool:
     """Return whether all weights connect a pixel to an output."""
     shapes = [array.shape for array in trained.params.values() if array.ndim > 1]
-    outputs = 1 if len(trained.classes) == 2 else len(trained.classes)
-    return shapes == [(math.prod(trained.image_shape), outputs)]
+    size = math.prod(trained.image_shape), output_count(len(trained.classes))
+    return shapes == [size]
 
 
 def load_template(name: str, *folders: Path) -> Template:

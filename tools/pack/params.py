@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML, CollectionNode, MappingNode
 
-from stages.evaluation.outputs import outputs_of
+from stages.evaluation.outputs import output_count, outputs_of
 from stages.images.decode import decode
 from stages.images.names import escape, natural_order
 from stages.plumbing.errors import UserError
@@ -46,7 +46,7 @@ def choose_params(
     classes = sorted({image.label for image in images}, key=natural_order)
     if isinstance(listed, list) and sorted(map(str, listed)) == sorted(classes):
         classes = [*map(str, listed)]  # keep the user's order
-    outputs_of(train.loss, 1 if len(classes) == 2 else len(classes))
+    outputs_of(train.loss, output_count(len(classes)))
     size = size or choose_size([image.size for image in images])
     inks = [image.ink for image in images if image.opacity < 1]
     if inks and background is None:  # contrasts with the ink
