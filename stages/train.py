@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import optax
 from jax import Array
-from numpy.typing import ArrayLike, NDArray
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from stages import model
 from stages.evaluation.model_file import TrainedModel, pixel_weights
@@ -61,7 +62,7 @@ LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
 
 
 def loss_fn(
-    params: Params, images: Array, labels: Array, mean: ArrayLike, loss: str
+    params: Params, images: Array, labels: Array, loss: str, mean: ArrayLike = 0
 ) -> Array:
     """Return the mean loss on images, uint8 (N, H, W, C), with labels (N,).
 
@@ -95,7 +96,7 @@ def train_steps(
 
     def train_step(state: State, batch: devices.Rows) -> tuple[State, None]:
         params, opt_state = state
-        grads = jax.grad(loss_fn)(params, *batch, mean, config.loss)
+        grads = jax.grad(loss_fn)(params, *batch, config.loss, mean)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 

@@ -12,7 +12,7 @@ two standard errors of the best counts as equally good.
 import argparse
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stages.plumbing import artifacts, npz, parameters, runtime
 
@@ -137,7 +137,7 @@ def main() -> None:
     split = Split(*npz.load_arrays(arguments.tensors, dtypes).values())
     outputs = output_count(int(split.labels.max()) + 1)
     defaults = parameters.load(parameters.Train)
-    axes = [arguments.losses or [defaults.loss], *GRID.values()]
+    axes: list[Any] = [arguments.losses or [defaults.loss], *GRID.values()]
     settings = [dict(zip(COLUMNS, values, strict=True)) for values in product(*axes)]
     configs = [msgspec.structs.replace(defaults, **setting) for setting in settings]
     configs = list(dict.fromkeys([*configs, defaults]))

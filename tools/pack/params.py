@@ -76,7 +76,7 @@ def read_pixels(images: Sequence[Image], decoding: Decoding) -> NDArray[np.float
     count = min(len(images), SAMPLE, max(2, SAMPLE_PIXELS // rows[0].size))
     spread = np.linspace(0, len(images) - 1, count).astype(int)  # images of all classes
     rows = [read(images[i]) for i in progress(spread, "read pixels", "images", count)]
-    return np.array(rows, np.float32) / 255
+    return np.array(rows, np.float32) / np.float32(255)
 
 
 def choose_training(
