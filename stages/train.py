@@ -296,8 +296,8 @@ def advice(
     elif epochs == config.epochs and not converged(before, width):
         yield (
             "not converged: the training loss still fell by "
-            f"{fall_per_epoch(before, width):.1%} an epoch: raise train.epochs or "
-            "train.learning_rate"
+            f"{100 * fall_per_epoch(before, width):.2g} % an epoch: raise train.epochs "
+            "or train.learning_rate"
         )
 
 
