@@ -111,7 +111,7 @@ def pack(
 
 def data_params(classes: Iterable[str] = "37", **changes: Any) -> Data:
     """Return the section `data` of params.yaml."""
-    options = {"size": None, "grayscale": False, "background": None} | changes
+    options = {"size": None, "color": None, "background": None} | changes
     return Data(tuple(classes), Splits("train", "valid"), **options)
 
 
@@ -124,16 +124,18 @@ def read(content: bytes, data: Data | None = None) -> tuple[Split, Split]:
 
 def levels(content: bytes, data: Data | None = None) -> list[int]:
     """Return the first pixel of every image of an archive, in the order of the rows."""
-    return [level for s in read(content, data) for level in s.images[:, 0, 0].tolist()]
+    return [
+        level for s in read(content, data) for level in s.images[:, 0, 0, 0].tolist()
+    ]
 
 
 def tensor_arrays(**changes: Any) -> dict[str, Any]:
     """Return the arrays of a small data/tensors.npz."""
-    decoding = Decoding(size=(2, 3), grayscale=True, background=255)
+    decoding = Decoding(size=(2, 3), color="gray", background=255)
     return {
-        "train_images": np.arange(24, dtype=np.uint8).reshape(4, 2, 3),
+        "train_images": np.arange(24, dtype=np.uint8).reshape(4, 2, 3, 1),
         "train_labels": np.array([0, 0, 1, 1], np.uint8),
-        "valid_images": np.zeros((2, 2, 3), np.uint8),
+        "valid_images": np.zeros((2, 2, 3, 1), np.uint8),
         "valid_labels": np.array([0, 1], np.uint8),
         "classes": np.array(["drei ③", "семь"]),
         "valid_in_train": np.array([1, 0], np.uint8),

@@ -48,7 +48,7 @@ def test_another_model_is_one_file(clone, patch, lines):
     with np.load(clone / "data/tensors.npz") as tensors:
         images = tensors["valid_images"][[0, -1]]
     for name, image in zip("ab", images, strict=True):
-        Image.fromarray(image).save(clone.parent / f"{name}.png")
+        Image.fromarray(image[..., 0]).save(clone.parent / f"{name}.png")
     answers = succeed(clone, "python", "-m", "tools.predict", "../a.png", "../b.png")
     with (clone / "metrics/predictions.csv").open(encoding="utf-8") as file:
         first, *_, last = csv.DictReader(file)

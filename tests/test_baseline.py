@@ -23,7 +23,7 @@ def measure(mnist: Tensors, distance: Literal["l1", "l2"]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("classes", [3, 256])
 def test_mean_images_equal_the_float64_means_of_the_classes(classes):
-    images = RANDOM.integers(256, size=(300, 5, 4), dtype=np.uint8)
+    images = RANDOM.integers(256, size=(300, 5, 2, 3), dtype=np.uint8)
     labels = np.append(np.arange(classes), RANDOM.integers(classes, size=300 - classes))
     means = baseline.mean_images(Split(images, labels.astype(np.uint8)), classes)
     expected = [images[labels == k].mean(0) / 255 for k in range(classes)]
@@ -32,7 +32,7 @@ def test_mean_images_equal_the_float64_means_of_the_classes(classes):
 
 
 def test_mean_images_do_not_depend_on_the_order_of_the_images():
-    images = RANDOM.integers(256, size=(5000, 3, 3), dtype=np.uint8)
+    images = RANDOM.integers(256, size=(5000, 3, 3, 1), dtype=np.uint8)
     labels = (np.arange(5000) % 2).astype(np.uint8)
     order = RANDOM.permutation(5000)
     means, reversed_means = (
@@ -44,12 +44,12 @@ def test_mean_images_do_not_depend_on_the_order_of_the_images():
 
 @pytest.mark.parametrize(
     ("distance", "metric", "scale"),
-    [("l1", "cityblock", 20), ("l2", "euclidean", 20**0.5)],
+    [("l1", "cityblock", 30), ("l2", "euclidean", 30**0.5)],
 )
 def test_distances_equal_scipy(distance, metric, scale):
-    """SciPy sums over the 20 pixels; here l1 is a mean, and l2 the root of one."""
-    images = RANDOM.integers(256, size=(40, 5, 4), dtype=np.uint8)
-    means = RANDOM.random((3, 5, 4), np.float32)
+    """SciPy sums over 30 numbers; here l1 is a mean, and l2 the root of one."""
+    images = RANDOM.integers(256, size=(40, 5, 2, 3), dtype=np.uint8)
+    means = RANDOM.random((3, 5, 2, 3), np.float32)
     distances = baseline.distances(jnp.asarray(images), jnp.asarray(means), distance)
     expected = cdist(images.reshape(40, -1) / 255, means.reshape(3, -1), metric) / scale
     assert distances.shape == (40, 3)
@@ -59,7 +59,7 @@ def test_distances_equal_scipy(distance, metric, scale):
 def test_the_archive_has_the_notebooks_counts(mnist):
     counts = [np.bincount(s.labels).tolist() for s in (mnist.train, mnist.valid)]
     assert counts == [[6131, 6265], [1010, 1028]]
-    assert mnist.train.images.shape[1:] == mnist.valid.images.shape[1:] == (28, 28)
+    assert mnist.train.images.shape[1:] == mnist.valid.images.shape[1:] == (28, 28, 1)
 
 
 def test_l1_has_the_notebooks_figures(mnist):

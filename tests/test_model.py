@@ -12,7 +12,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_outputs_are_pixels_times_weights_plus_bias(count):
-    images = RANDOM.random((5, 4, 6))
+    images = RANDOM.random((5, 4, 2, 3))
     weights = RANDOM.normal(size=(24, count)).astype(np.float32)
     bias = RANDOM.normal(size=count).astype(np.float32)
     params = {"weights": weights.astype(float), "bias": bias.astype(float)}
@@ -29,9 +29,9 @@ def test_outputs_are_pixels_times_weights_plus_bias(count):
 
 
 def test_untrained_weights_are_normal_and_scaled_by_init_std():
-    key, shape = jax.random.key(0), (100, 100)
+    key, shape = jax.random.key(0), (100, 100, 1)
     params = model.init(key, shape, 2, 3.0)
     assert float(params["weights"].std()) == pytest.approx(3, rel=0.03)
     assert float(params["weights"].mean()) == pytest.approx(0, abs=0.1)
-    zeros = model.init(key, (28, 28), 1, 0.0)
+    zeros = model.init(key, (28, 28, 1), 1, 0.0)
     assert not any(jnp.any(array) for array in zeros.values())

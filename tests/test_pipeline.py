@@ -157,7 +157,7 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(tree):
     shapes = {name: array.shape for name, array in model.params.items()}
     assert shapes == {"weights": (30, 3), "bias": (3,)}
     assert model.classes == ["cat", "dog", "frog"]
-    assert (model.outputs, *model.image_size) == ("softmax", 5, 6)
+    assert (model.outputs, *model.image_shape) == ("softmax", 5, 6, 1)
     for name in ("baseline", "model"):
         metrics = json.loads((tree / f"metrics/{name}.json").read_text("utf-8"))
         assert metrics["recall"].keys() == {"cat", "dog", "frog"}

@@ -33,7 +33,7 @@ def test_images_are_sorted_by_class_as_listed_then_by_name_in_natural_order():
         for i, name in enumerate(order)
     }
     images, labels = read(pack(dict(sorted(files.items()))), data_params("73"))[0]
-    assert images[:, 0, 0].tolist() == [*range(7), *range(100, 107)]
+    assert images[:, 0, 0, 0].tolist() == [*range(7), *range(100, 107)]
     assert labels.tolist() == [0] * 7 + [1] * 7
 
 
@@ -88,7 +88,7 @@ def test_validation_images_keep_their_names_in_the_archive_on_one_line(seed):
 def test_images_of_mixed_sizes_are_resized_to_data_size():
     content = pack({**SMALL, "train/7/large.png": png(9, (30, 20))})
     train, valid = read(content, data_params(size=(5, 4)))
-    assert (train.images.shape, valid.images.shape) == ((5, 5, 4), (4, 5, 4))
+    assert (train.images.shape, valid.images.shape) == ((5, 5, 4, 1), (4, 5, 4, 1))
 
 
 def test_more_images_than_fit_on_the_disk_are_refused_before_they_are_decoded(
@@ -136,6 +136,6 @@ def test_what_is_left_out_is_counted_by_reason_with_an_example(capsys):
 
 
 def test_validation_images_that_are_training_images_too_are_found_by_content():
-    images = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    images = np.arange(24, dtype=np.uint8).reshape(4, 2, 3, 1)
     others = np.concatenate([images[[1, 3, 1]], images[:1] + 1])
     assert preprocess.find_copies(images, others).tolist() == [False, True, False, True]

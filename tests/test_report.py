@@ -113,7 +113,7 @@ def test_neither_model_holds_a_number_for_each_image_and_class():
     trained = trained_model("softmax", 256, 2)
     assert peak(report.predict_trained, valid, trained) < 0.5 * 8 * count * 256
     arrays = {
-        "means": np.zeros((256, 2, 2), np.float32),
+        "means": np.zeros((256, 2, 2, 1), np.float32),
         "distance": np.array("l1"),
         "valid_distances": np.zeros((count, 256), np.float32),
     }
@@ -160,7 +160,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
 def noise(seed: int, count: int, classes: int, side: int) -> Split:
     """Draw images of black and white pixels, and their labels in turns."""
     random = np.random.default_rng(seed)
-    images = random.choice(np.array([0, 255], np.uint8), (count, side, side))
+    images = random.choice(np.array([0, 255], np.uint8), (count, side, side, 1))
     return Split(images, (np.arange(count) % classes).astype(np.uint8))
 
 
@@ -242,8 +242,8 @@ def separable(count: int) -> Split:
     """Make black images of the first class and white ones of the second."""
     labels = (np.arange(count) % 2).astype(np.uint8)
     random = np.random.default_rng(count)
-    images = random.integers(0, 60, (count, 3, 3), np.uint8)
-    return Split(images + 190 * labels[:, None, None], labels)
+    images = random.integers(0, 60, (count, 3, 3, 1), np.uint8)
+    return Split(images + 190 * labels.reshape(-1, 1, 1, 1), labels)
 
 
 def test_one_mistake_in_6000_is_not_shown_as_100_percent(build):
@@ -298,7 +298,7 @@ def test_names_that_the_font_lacks_are_shown_by_their_number_in_pictures_only():
         page, files = render(results), report.galleries(results)
     assert all(name.replace("'", "&#39;") in page for name in NAMES)
     captions = [f"mean: {name}" for name in ("class 0", "class 1", "class 2", "it's 3")]
-    expected = pictures.gallery(pictures.grayscale(results.means), captions, columns=5)
+    expected = pictures.gallery(pictures.to_images(results.means), captions, columns=5)
     assert files["metrics/means.png"] == expected
 
 
@@ -323,14 +323,16 @@ def test_a_model_of_other_classes_is_refused(build):
     trained = TrainedModel.load(artifacts.MODEL)._replace(classes=["b", "a"])
     artifacts.publish({artifacts.MODEL: trained.to_arrays()})
     assert "other images: run dvc repro" in refusal(report.main)
-    artifacts.publish({artifacts.BASELINE: {"means": np.zeros((2, 4, 4), np.float32)}})
+    artifacts.publish(
+        {artifacts.BASELINE: {"means": np.zeros((2, 4, 4, 1), np.float32)}}
+    )
     assert "models/baseline.npz is damaged" in refusal(report.main)
 
 
 def test_256_classes_are_reported_right(build):
     """Class k has its k-th pixel white: both models get every image right."""
     labels = np.repeat(np.arange(256), 2).astype(np.uint8)
-    images = np.uint8(255) * np.eye(256, dtype=np.uint8)[labels].reshape(-1, 16, 16)
+    images = np.uint8(255) * np.eye(256, dtype=np.uint8)[labels].reshape(-1, 16, 16, 1)
     split = Split(images, labels)
     page = build(split, split, [f"c{k:03}" for k in range(256)], epochs=20)
     for title in ("Baseline", "Trained model"):
@@ -362,9 +364,9 @@ def test_of_many_classes_the_worst_and_the_most_frequent_confusions_come_first(b
 def test_a_page_of_large_images_and_many_classes_shows_them_smaller():
     """And its models, whose float32 numbers alone would take 27 MB, are left out."""
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (256, 96, 140), np.uint8)
+    images = random.integers(0, 256, (256, 96, 140, 1), np.uint8)
     names = [f"c{k:03}" for k in range(256)]
-    page = render(build_results(names, (96, 140), "softmax", images=images))
+    page = render(build_results(names, (96, 140, 1), "softmax", images=images))
     for kind in ("mean image", "weights"):
         sizes = []
         for uri in re.findall(rf'base64,([^"]*)" alt="{kind}: c', page)[:256]:

@@ -96,10 +96,12 @@ def test_losses_and_gradients_of_extreme_logits_are_finite(loss, count):
 
 
 def problem(classes: int, size: int = 32, noise: int = 40) -> Split:
-    """Draw images (size, 3, 2) in which noise blurs one brighter pixel per class."""
+    """Draw images (size, 3, 2, 1) in which noise blurs one brighter pixel per class."""
     labels = (np.arange(size) % classes).astype(np.uint8)
     images = RANDOM.normal(90, noise, (size, 6)) + 90 * np.eye(classes, 6)[labels]
-    return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(size, 3, 2), labels)
+    return Split(
+        np.clip(images, 0, 255).astype(np.uint8).reshape(size, 3, 2, 1), labels
+    )
 
 
 def fit(

@@ -47,8 +47,11 @@ def shrink(images: Iterable[NDArray], side: float) -> NDArray:
             return image
         size = max(1, round(width * by)), max(1, round(height * by))
         # Pillow has no floats in colour, so one channel at a time.
-        channels = map(Image.fromarray, np.moveaxis(image, 2, 0))
-        return np.stack([c.resize(size, Image.Resampling.BOX) for c in channels], 2)
+        channels = [
+            np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BOX))
+            for channel in np.moveaxis(image, 2, 0)
+        ]
+        return np.stack(channels, 2)
 
     return np.array([shrunk(image) for image in images])
 

@@ -14,7 +14,7 @@ from tests.builders import refusal
 from tests.evaluation.test_outputs import MEANINGS
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
-UNSIZED = format_decoding(Decoding(None, True, None))
+UNSIZED = format_decoding(Decoding(None, "gray", None))
 RANDOM = np.random.default_rng(0)
 
 
@@ -28,8 +28,8 @@ def draw(classes: int, outputs: str) -> TrainedModel:
         },
         classes=["drei ③", "семь", "九", "four"][:classes],
         outputs=outputs,
-        image_size=(4, 6),
-        decoding=Decoding(size=(4, 6), grayscale=True, background=255),
+        image_shape=(4, 6, 1),
+        decoding=Decoding(size=(4, 6), color="gray", background=255),
     )
 
 
@@ -53,7 +53,7 @@ def test_a_model_is_read_as_it_was_written(outputs, count):
 def test_logits_are_computed_in_float64_block_by_block(monkeypatch, classes):
     monkeypatch.setattr(model_file, "BLOCK_PIXELS", 2 * 24)
     model = draw(classes, "target")
-    images = RANDOM.integers(256, size=(5, 4, 6), dtype=np.uint8)
+    images = RANDOM.integers(256, size=(5, 4, 6, 1), dtype=np.uint8)
     weights, bias = (model.params[name].astype(float) for name in ("weights", "bias"))
     expected = [(image.ravel() / 255) @ weights + bias for image in images]
     logits = model.logits(images)
@@ -68,11 +68,12 @@ def test_logits_are_computed_in_float64_block_by_block(monkeypatch, classes):
         {"classes": np.array(["3", "5", "7"])},
         {"outputs": np.array("softmax")},
         {"outputs": np.array("log_loss")},
-        {"image_size": np.array([4, 5])},
-        {"image_size": np.array([24])},
-        {"image_size": np.array([0, 6])},
+        {"image_shape": np.array([4, 5, 1])},
+        {"image_shape": np.array([4, 6])},
+        {"image_shape": np.array([0, 6, 1])},
+        {"image_shape": np.array([4, 6, 3])},
         {"params/bias": np.zeros(1)},
-        {"decoding": format_decoding(Decoding((6, 4), False, None))},
+        {"decoding": format_decoding(Decoding((6, 4), None, None))},
         {"decoding": np.array("{}")},
         {"decoding": np.array("resized")},
     ],
@@ -86,7 +87,7 @@ def test_a_model_whose_arrays_do_not_fit_together_is_refused(changes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"image_size": np.array([4, 5]), "decoding": UNSIZED}, "ValueError: .*"),
+        ({"image_shape": np.array([4, 5, 1]), "decoding": UNSIZED}, "ValueError: .*"),
         ({"params/bias": np.zeros(2, np.float32)}, r"its outputs .* \(2, 2\), not .*"),
         ({"params/weights": None}, "KeyError: 'weights'"),
     ],
@@ -108,12 +109,12 @@ def test_a_model_that_does_not_say_how_to_use_it_is_refused():
 def test_weights_of_pixels_are_found_by_what_they_do(monkeypatch):
     """A dense layer behind others may have a row for each pixel by chance."""
     params = {"weights": RANDOM.normal(size=(24, 3)), "bias": np.zeros(3)}
-    assert pixel_weights(params, (4, 6)) == "weights"
-    assert pixel_weights({"kernel": np.ones((3, 3))}, (4, 6)) is None
+    assert pixel_weights(params, (4, 6, 1)) == "weights"
+    assert pixel_weights({"kernel": np.ones((3, 3))}, (4, 6, 1)) is None
 
     def behind_features(params: Any, images: Any) -> Any:
         features = images.reshape(len(images), -1) + 0.1
         return features @ params["dense"]
 
     monkeypatch.setattr(model_file.model, "forward", behind_features)
-    assert pixel_weights({"dense": np.ones((24, 1))}, (4, 6)) is None
+    assert pixel_weights({"dense": np.ones((24, 1))}, (4, 6, 1)) is None

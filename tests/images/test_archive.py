@@ -105,7 +105,7 @@ def test_flipped_bytes_end_in_images_or_a_user_error(kind):
     for content in damaged(pack(SMALL, kind), kind):
         with suppress(UserError):
             for images, labels in read(content):
-                assert (images.dtype, images.ndim) == (np.uint8, 3)
+                assert (images.dtype, images.ndim) == (np.uint8, 4)
                 assert len(images) == len(labels)
 
 

@@ -1,5 +1,6 @@
 """Decoding against Pillow, NumPy and files written by hand; what is refused."""
 
+import io
 import struct
 import tracemalloc
 import warnings
@@ -23,8 +24,11 @@ LOSSLESS = {"WEBP": {"lossless": True}}
 
 
 def decode(content: bytes, size: tuple[int, int] | None = None, **how) -> np.ndarray:
+    """Return pixels (H, W, 3), or (H, W) of a single channel."""
     with warnings.catch_warnings(action="error"):
-        return decoding.decode(content, "train/3/1.png", size=size, **how)
+        pixels = decoding.decode(content, "train/3/1.png", size=size, **how)
+    assert pixels.ndim == 3
+    return pixels if how.get("color") == "rgb" else pixels.squeeze(2)
 
 
 def error(content: bytes, **how) -> str:
@@ -53,7 +57,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
 def test_gray_pixels_are_decoded_as_saved(kind):
     content = save(Image.fromarray(GRAY), kind)
     # GIF has a palette and WebP only colour, whatever was saved.
-    result = decode(content, grayscale=kind in ("GIF", "WEBP"))
+    result = decode(content, color="gray" if kind in ("GIF", "WEBP") else None)
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result, GRAY)
 
@@ -93,9 +97,36 @@ COLOURED = {
 def test_colour_becomes_itu_r_601_luma_or_is_refused(image, kind):
     content = encode(image, kind)
     luma = np.asarray(image.convert("RGB")) @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(decode(content, grayscale=True), luma, atol=1)
-    line = "has colour or a palette: set data.grayscale to true, or convert it"
+    np.testing.assert_allclose(decode(content, color="gray"), luma, atol=1)
+    line = "has colour or a palette: set data.color to rgb or gray, or convert it"
     assert line in error(content)
+
+
+RGB = {
+    **{name: (image, kind) for name, (image, kind) in COLOURED.items()},
+    "gray": (Image.fromarray(GRAY), "PNG"),
+    "1 bit": (Image.fromarray(GRAY).convert("1"), "PNG"),
+    "CMYK": (Image.fromarray(255 - COLOUR).convert("CMYK"), "TIFF"),
+    "JPEG": (Image.fromarray(COLOUR), "JPEG"),
+}
+
+
+@pytest.mark.parametrize(("image", "kind"), RGB.values(), ids=RGB)
+def test_rgb_is_what_pillow_reads_and_gray_is_repeated_in_each_channel(image, kind):
+    content = encode(image, kind)
+    with Image.open(io.BytesIO(content)) as saved:
+        np.testing.assert_array_equal(
+            decode(content, color="rgb"), saved.convert("RGB")
+        )
+        small = saved.convert("RGB").resize((4, 2), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode(content, (2, 4), color="rgb"), small)
+
+
+def test_transparent_colour_is_laid_over_the_background():
+    pixels = np.dstack([COLOUR, np.where(COLOUR[..., 0] < 128, 0, 255).astype("u1")])
+    result = decode(encode(Image.fromarray(pixels)), color="rgb", background=77)
+    expected = np.where(pixels[..., 3:], COLOUR, 77)
+    np.testing.assert_array_equal(result, expected)
 
 
 ALPHA = np.array([[255, 0, 0], [255, 255, 0]], np.uint8)
@@ -125,9 +156,9 @@ TRANSPARENT = {
 @pytest.mark.parametrize("content", TRANSPARENT.values(), ids=TRANSPARENT)
 def test_transparent_pixels_show_the_background_or_are_refused(content):
     line = "has transparent pixels: set data.background to the gray level"
-    assert line in error(content, grayscale=True)
+    assert line in error(content, color="gray")
     for background in (0, 77, 255):
-        result = decode(content, grayscale=True, background=background)
+        result = decode(content, color="gray", background=background)
         np.testing.assert_array_equal(result, np.where(ALPHA, 0, background))
 
 
@@ -166,8 +197,8 @@ def test_an_image_is_turned_as_its_exif_says(kind, orientation):
     image = Image.fromarray(GRAY).resize((40, 56))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    plain = decode(save(image, kind), grayscale=True)
-    turned = decode(save(image, kind, exif=exif), grayscale=True)
+    plain = decode(save(image, kind), color="gray")
+    turned = decode(save(image, kind, exif=exif), color="gray")
     np.testing.assert_array_equal(turned, ORIENTATIONS[orientation](plain))
 
 
@@ -175,7 +206,7 @@ def test_an_image_is_turned_as_its_exif_says(kind, orientation):
 def test_an_image_of_several_frames_is_refused(kind):
     frames = [Image.fromarray(GRAY), Image.fromarray(255 - GRAY)]
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert "has 2 frames: save the one that counts" in error(content, grayscale=True)
+    assert "has 2 frames: save the one that counts" in error(content, color="gray")
 
 
 def bmp(
@@ -198,7 +229,7 @@ def test_an_8_bit_bmp_with_two_colours_is_refused():
 def test_a_16_bit_bmp_has_no_more_than_8_bits_per_channel():
     masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
     content = bmp(16, 3, masks, struct.pack("<8H", *[0xFFFF, 0] * 4))
-    result = decode(content, grayscale=True)
+    result = decode(content, color="gray")
     assert result.tolist() == [[255, 0, 255, 0]] * 2
 
 
@@ -213,10 +244,10 @@ DEEP = {
 }
 
 
-@pytest.mark.parametrize("grayscale", [False, True])
+@pytest.mark.parametrize("color", [None, "gray", "rgb"])
 @pytest.mark.parametrize("content", DEEP.values(), ids=DEEP)
-def test_more_than_8_bits_per_channel_are_refused_not_truncated(content, grayscale):
-    assert "more than 8 bits per channel" in error(content, grayscale=grayscale)
+def test_more_than_8_bits_per_channel_are_refused_not_truncated(content, color):
+    assert "more than 8 bits per channel" in error(content, color=color)
 
 
 def test_halving_weighs_every_pixel():
@@ -258,5 +289,5 @@ def test_other_formats_and_fragments_are_refused(content):
 def test_damage_ends_in_an_image_or_a_user_error(kind):
     for content in damaged(encode(Image.fromarray(GRAY), kind), kind):
         with suppress(UserError):
-            result = decoding.decode(content, "x", grayscale=True, background=0)
-            assert (result.dtype, result.ndim) == (np.uint8, 2)
+            result = decoding.decode(content, "x", color="rgb", background=0)
+            assert (result.dtype, result.shape[2]) == (np.uint8, 3)

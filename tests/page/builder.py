@@ -14,10 +14,10 @@ from stages.page.render import Results
 from stages.plumbing import parameters
 from stages.plumbing.tensors import Decoding, Split
 
-PLAIN = Decoding(size=None, grayscale=False, background=None)
+PLAIN = Decoding(size=None, color=None, background=None)
 
 
-def random_params(classes: Sequence[str], shape: tuple[int, int]) -> dict[str, Any]:
+def random_params(classes: Sequence[str], shape: tuple[int, ...]) -> dict[str, Any]:
     """Draw a linear model."""
     outputs, pixels = 1 if len(classes) == 2 else len(classes), math.prod(shape)
     random = np.random.default_rng(1)
@@ -27,7 +27,7 @@ def random_params(classes: Sequence[str], shape: tuple[int, int]) -> dict[str, A
 
 def build_results(
     classes: Sequence[str] = ("a", "b"),
-    shape: tuple[int, int] = (9, 9),
+    shape: tuple[int, ...] = (9, 9, 1),
     outputs: str = "sigmoid",
     distance: Literal["l1", "l2"] = "l1",
     *,
@@ -55,7 +55,7 @@ def build_results(
         params={
             "baseline": parameters.Baseline(distance),
             "data": parameters.Data(
-                tuple(classes), parameters.Splits("a", "b"), None, False, None
+                tuple(classes), parameters.Splits("a", "b"), None, None, None
             ),
             "train": parameters.Train(1, "brier", 1, "constant", 0, 0, 1, 1),
         },

@@ -28,11 +28,11 @@ HOSTILE = ['<img src=x onerror="window.broken = 1">', "<script>window.broken = '
 SCRIPTS = ["Шайба", "猫の種類", "قطة", "ж" * 200, "a b", "<i>&amp;<b>", 'it\'s "x"']
 MANY = [f"{SCRIPTS[k % len(SCRIPTS)]} {k}" for k in range(30)]
 INVENTED: dict[str, Any] = {
-    "hostile names": (HOSTILE, (20, 31), "target", "l2"),
-    "ten classes": ([str(i) for i in range(10)], (64, 64), "softmax", "l1"),
-    "one versus rest": (["a", "b", "c"], (9, 9), "one_versus_rest", "l1"),
-    "thirty classes of strips": (MANY, (6, 90), "softmax", "l2"),
-    "long names": (["cat " * 70 + end for end in "ab"], (160, 5), "sigmoid", "l1"),
+    "hostile names": (HOSTILE, (20, 31, 3), "target", "l2"),
+    "ten classes": ([str(i) for i in range(10)], (64, 64, 1), "softmax", "l1"),
+    "one versus rest": (["a", "b", "c"], (9, 9, 3), "one_versus_rest", "l1"),
+    "thirty classes of strips": (MANY, (6, 90, 1), "softmax", "l2"),
+    "long names": (["cat " * 70 + end for end in "ab"], (160, 5, 1), "sigmoid", "l1"),
 }
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
@@ -182,7 +182,7 @@ def test_every_validation_image_scores_in_the_browser_as_in_python(shown, browse
     answers = browser.run(
         """
         const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
-        const size = width * height;
+        const size = width * height * channels;
         return Array.from({ length: bytes.length / size }, (_, i) => {
           const image = bytes.subarray(i * size, (i + 1) * size);
           const pixels = Float64Array.from(image, (byte) => byte / 255);
@@ -237,7 +237,7 @@ def test_the_page_fits_its_window_and_names_what_it_shows(shown, browser, width)
 
 @needs_browser
 def test_pictures_are_large_enough_to_see_and_crisp_if_small(shown, browser):
-    height, width = shown.images.shape[1:]
+    height, width, _ = shown.images.shape[1:]
     browser.show(shown.page)
     pictures = browser.run(
         """[...document.querySelectorAll('.images img')].map((image) => [

@@ -93,8 +93,8 @@ def test_names_that_the_font_has_are_shown():
 
 def gallery(count: int, shape: tuple[int, int]) -> tuple[bytes, Image.Image]:
     """Draw random images in a gallery of 5 columns."""
-    images = np.random.default_rng(0).random((count, *shape), np.float32)
-    tiles = pictures.grayscale(pictures.shrink(images, pictures.SIDE))
+    images = np.random.default_rng(0).random((count, *shape, 1), np.float32)
+    tiles = pictures.to_images(pictures.shrink(images, pictures.SIDE))
     file = pictures.gallery(tiles, ["a"] * count, 5)
     return file, Image.open(io.BytesIO(file))
 
@@ -131,7 +131,9 @@ def test_a_gallery_of_256_images_is_no_ribbon():
 
 def test_a_gallery_shows_every_pixel_as_a_square():
     image = np.arange(4, dtype=np.uint8).reshape(2, 2) * 80
-    file = io.BytesIO(pictures.gallery(pictures.grayscale(image[None]), ["a"], 5))
+    file = io.BytesIO(
+        pictures.gallery(pictures.to_images(image[None, ..., None]), ["a"], 5)
+    )
     with Image.open(file) as sheet:
         start, half = pictures.GAP // 2, pictures.SIDE // 2
         corners = [start, start + half - 1, start + half, start + 2 * half - 1]
@@ -143,10 +145,10 @@ def test_a_gallery_shows_every_pixel_as_a_square():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_large_images_shrink_to_the_means_of_their_pixels(dtype):
     """In blocks of 4 x 4: their side is that of a square of as large an area."""
-    images = np.random.default_rng(0).integers(0, 256, (3, 64, 48)).astype(dtype)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 48, 3)).astype(dtype)
     shrunk = pictures.shrink(images, np.sqrt(64 * 48) / 4)
     assert shrunk.dtype == dtype
-    expected = images.reshape(3, 16, 4, 12, 4).mean((2, 4))
+    expected = images.reshape(3, 16, 4, 12, 4, 3).mean((2, 4))
     np.testing.assert_allclose(shrunk, expected, rtol=1e-5, atol=1)
     np.testing.assert_array_equal(pictures.shrink(images, 64), images)
 
@@ -163,7 +165,7 @@ def test_a_confusion_matrix_is_blue_where_right_and_red_where_wrong():
 
 
 def test_weights_go_from_blue_over_white_to_red():
-    images = pictures.diverging(np.array([[[-2.0, 0.0, 2.0]]]))
+    images = pictures.diverging(np.array([[[[-2.0], [0.0], [2.0]]]]))
     low, zero, high = np.asarray(images[0].convert("RGBA"))[0].tolist()
     assert low == [*pictures.BLUE, 254]
     assert zero[3] == 0
@@ -182,24 +184,22 @@ def test_the_most_frequent_confusions_are_those_that_counting_finds(pairs):
     ]
 
 
-INK = np.zeros((2, 9, 9), np.uint8)
+INK = np.zeros((2, 9, 9, 1), np.uint8)
 INK[:, 2:7, 4] = 255
 
 
 @pytest.mark.parametrize(
-    ("images", "grayscale", "offered"),
+    ("images", "color", "offered"),
     [
-        (INK, False, True),
-        (INK, True, False),  # the files were in colour
-        (255 - INK, False, False),
-        (np.full_like(INK, 9), False, False),  # a dark photo
-        (INK[:, 2:7, 4:6], False, False),  # as much ink as ground
+        (INK, None, True),
+        (INK, "gray", False),  # the files were in colour
+        (255 - INK, None, False),
+        (np.full_like(INK, 9), None, False),  # a dark photo
+        (INK[:, 2:7, 4:6], None, False),  # as much ink as ground
     ],
 )
-def test_a_pad_is_offered_for_gray_files_that_are_mostly_black(
-    images, grayscale, offered
-):
-    decoding = PLAIN._replace(grayscale=grayscale)
+def test_a_pad_is_offered_for_gray_files_that_are_mostly_black(images, color, offered):
+    decoding = PLAIN._replace(color=color)
     results = build_results(shape=images.shape[1:], images=images, decoding=decoding)
     page = render.render(results)
     assert ['id="pad"' in page, 'id="centre"' in page] == [offered, offered]

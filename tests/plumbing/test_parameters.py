@@ -88,7 +88,7 @@ REFUSED: dict[str, list[tuple[Any, str]]] = {
     "data.size": [(28, "`array | null`"), ([28], "length 2")],
     "data.size[0]": [([0, 28], ">= 1")],
     "data.size[1]": [([28, 4097], "<= 4096")],
-    "data.grayscale": [("no", "`bool`"), (1, "`bool`")],
+    "data.color": [("RGB", "null, gray, rgb"), (True, "null, gray, rgb")],
     "data.background": [
         *((-1, ">= 0"), (256, "<= 255"), (0.5, "`int | null`")),
         *((False, "`int | null`"), ("white", "`int | null`")),

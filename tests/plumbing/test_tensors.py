@@ -33,7 +33,7 @@ def test_tensors_are_read_as_they_were_written_with_any_class_names():
     assert loaded.classes == expected["classes"].tolist()
     assert loaded.valid_in_train.tolist() == [True, False]
     assert [*loaded.valid_names] == ["ä 1.png", "猫"]
-    assert loaded.decoding == Decoding((2, 3), grayscale=True, background=255)
+    assert loaded.decoding == Decoding((2, 3), color="gray", background=255)
 
 
 def test_objects_are_neither_written_nor_read():
@@ -47,7 +47,7 @@ def test_objects_are_neither_written_nor_read():
     assert damaged in refusal(load_tensors)
 
 
-ZEROS = np.zeros((4, 2, 3), np.uint8)
+ZEROS = np.zeros((4, 2, 3, 1), np.uint8)
 SHAPES = "do not fit together"
 
 
@@ -57,14 +57,14 @@ SHAPES = "do not fit together"
         ("train_images", ZEROS * 0.0, "train_images is of type float64, not uint8"),
         ("valid_labels", np.arange(2), "valid_labels is of type int64, not uint8"),
         ("classes", np.array([3, 7]), "classes is of type int64, not str"),
-        ("valid_in_train", ZEROS[:3, 0, 0], "valid_in_train does not fit"),
+        ("valid_in_train", ZEROS[:3, 0, 0, 0], "valid_in_train does not fit"),
         ("valid_names", np.frombuffer(b"a\n", np.uint8), "valid_names does not fit"),
         ("decoding", np.array("{}"), "decoding: "),
         ("decoding", np.array('{"size": 3}'), "decoding: "),
         ("decoding", np.array("[1]"), "decoding: "),
-        ("valid_images", ZEROS.reshape(4, 3, 2)[:2], SHAPES),
-        ("train_images", ZEROS.reshape(4, 6), SHAPES),
-        ("train_labels", ZEROS[:3, 0, 0], SHAPES),
+        ("valid_images", ZEROS.reshape(4, 3, 2, 1)[:2], SHAPES),
+        ("train_images", ZEROS[..., 0], SHAPES),
+        ("train_labels", ZEROS[:3, 0, 0, 0], SHAPES),
         ("valid_labels", np.array([0, 2], np.uint8), SHAPES),
         ("valid_images", ZEROS[:0], SHAPES),
     ],

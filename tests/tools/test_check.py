@@ -137,9 +137,9 @@ def test_the_batch_size_is_compared_only_with_tensors_of_these_parameters(
     (line,) = check(restored)
     assert line == refusal(restored, "train")
     assert line.endswith("exceeds the number of training images: use 1 to 12396")
-    edit(restored / PARAMS, "grayscale: false", "grayscale: true")
+    edit(restored / PARAMS, "color: null", "color: gray")
     assert check(restored) == []
-    edit(restored / PARAMS, "grayscale: true", "grayscale: false")
+    edit(restored / PARAMS, "color: gray", "color: null")
 
     tensors = restored / "data/tensors.npz"
     tensors.rename(restored / "away.npz")

@@ -89,13 +89,15 @@ def seen(
     """Return what `look_at` finds out about an image, half of it transparent."""
     opacity = 0.0 if np.isnan(ink) else 0.5
     level = np.nan_to_num(ink) * opacity
-    return look.Image("x.png", digest, size, True, False, level, opacity, ink, label)
+    return look.Image(
+        "x.png", digest, size, True, False, False, level, opacity, ink, label
+    )
 
 
 def choose(images: list[look.Image]) -> dict:
     """Return the parameters for images, by dotted key."""
     train = parameters.check(parameters.Train, load(PARAMS)["train"])
-    return choose_params(images, None, train, None, None)
+    return choose_params(images, None, train, None, None, gray=False)
 
 
 ICONS = "アイコン" * 10
@@ -145,7 +147,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
     shown = pack(clone, motley)
     chosen = params(clone)
     assert chosen["data"]["classes"] == ["gifs", "photos", "tiny", ICONS]
-    assert (chosen["data"]["grayscale"], chosen["data"]["background"]) == (True, 255)
+    assert (chosen["data"]["color"], chosen["data"]["background"]) == ("rgb", 255)
     sizes = []
     packed = members(clone / "data/my photos.tar")
     for content in packed.values():
@@ -202,7 +204,7 @@ def test_images_look_the_same_after_packing(built, tmp_path):
     succeed(clone, "dvc", "repro", "preprocess")
     with np.load(clone / "data/tensors.npz") as tensors:
         images, labels = tensors["train_images"], tensors["train_labels"]
-    expected = np.full((10, 10), 255)
+    expected = np.full((10, 10, 1), 255)
     expected[2:5, 2:5] = 0
     up = params(clone)["data"]["classes"].index("up")
     assert (images[labels == up] == expected).all()

@@ -35,7 +35,7 @@ def digit(built, tmp_path_factory):
     """The first validation image, a 3."""
     file = tmp_path_factory.mktemp("digit") / "a digit.png"
     with np.load(built / "data/tensors.npz") as tensors:
-        Image.fromarray(tensors["valid_images"][0]).save(file)
+        Image.fromarray(tensors["valid_images"][0, ..., 0]).save(file)
     return file
 
 
@@ -48,8 +48,8 @@ def write_model(
     weights = rng.normal(0, 1, (size[0] * size[1], count)).astype(np.float32)
     weights -= weights.mean(0)  # else nearly all random images are of one class
     params = {"weights": weights, "bias": np.full(count, 0.1, np.float32)}
-    decoding = Decoding(size=None, grayscale=False, background=None)
-    model = TrainedModel(params, classes, outputs, size, decoding)
+    decoding = Decoding(size=None, color=None, background=None)
+    model = TrainedModel(params, classes, outputs, (*size, 1), decoding)
     artifacts.publish({str(file): model.to_arrays()})
     return file
 
@@ -187,7 +187,7 @@ def test_unreadable_images_are_reported_on_one_line_and_the_rest_is_answered(
         "none": "there is no image in this folder: name one with PNG",
         "cut.png": "not a readable PNG",
         "wide.png": f"{size} [28, 28], or resize it {again}",
-        "colour.png": f"set data.grayscale to true, or convert it {again}",
+        "colour.png": f"set data.color to rgb or gray, or convert it {again}",
         "torn.tif": "not a readable PNG",
         "secret.png": f"Permission denied: {UNREADABLE}",
         "cellar": f"Permission denied: {UNREADABLE}",
