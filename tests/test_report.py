@@ -92,8 +92,9 @@ def test_predictions_in_blocks_are_those_of_all_images(
 def trained_model(meaning: str, count: int, side: int) -> TrainedModel:
     """Draw a linear model of `count` classes."""
     classes = [f"c{k:03}" for k in range(count)]
-    params = random_params(classes, (side, side))
-    return TrainedModel(params, classes, meaning, (side, side), PLAIN)
+    mean = np.full((side, side, 1), 0.5, np.float32)
+    params = random_params(classes, mean.shape)
+    return TrainedModel(params, mean, classes, meaning, PLAIN)
 
 
 def peak(function: Callable[..., Any], *arguments: Any) -> int:

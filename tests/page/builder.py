@@ -18,11 +18,11 @@ PLAIN = Decoding(size=None, color=None, background=None)
 
 
 def random_params(classes: Sequence[str], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Draw a linear model."""
+    """Draw a linear model for images less their mean."""
     outputs, pixels = 1 if len(classes) == 2 else len(classes), math.prod(shape)
     random = np.random.default_rng(1)
     weights = random.normal(0, 4 / np.sqrt(pixels), (pixels, outputs)).astype("f4")
-    return {"weights": weights, "bias": -weights.sum(0) / 2}
+    return {"weights": weights, "bias": weights[0]}
 
 
 def build_results(
@@ -44,7 +44,8 @@ def build_results(
     valid = Split(images, (np.arange(len(images)) % len(classes)).astype(np.uint8))
     means = random.random((len(classes), *shape), np.float32)
     params = params or random_params(classes, shape)
-    trained = TrainedModel(params, [*classes], outputs, shape, decoding)
+    mean = random.random(shape, np.float32)
+    trained = TrainedModel(params, mean, [*classes], outputs, decoding)
     to_means = np.asarray(distances(images, means, distance))
     by_model, p = report.predict_trained(valid, trained)
     predictions = {"baseline": report.predict_baseline(to_means), "model": by_model}
@@ -57,7 +58,7 @@ def build_results(
             "data": parameters.Data(
                 tuple(classes), parameters.Splits("a", "b"), None, None, None
             ),
-            "train": parameters.Train(1, "brier", 1, "constant", 0, 0, 1, 1),
+            "train": parameters.Train(1, True, "brier", 1, "constant", 0, 0, 1, 1),
         },
         digests={"data/tensors.npz": "0" * 32},
         valid=valid,

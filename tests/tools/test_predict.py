@@ -48,8 +48,9 @@ def write_model(
     weights = rng.normal(0, 1, (size[0] * size[1], count)).astype(np.float32)
     weights -= weights.mean(0)  # else nearly all random images are of one class
     params = {"weights": weights, "bias": np.full(count, 0.1, np.float32)}
+    mean = rng.random((*size, 1), np.float32)
     decoding = Decoding(size=None, color=None, background=None)
-    model = TrainedModel(params, classes, outputs, (*size, 1), decoding)
+    model = TrainedModel(params, mean, classes, outputs, decoding)
     artifacts.publish({str(file): model.to_arrays()})
     return file
 
@@ -366,7 +367,7 @@ def code(language: str) -> list[str]:
 
 def test_the_page_lists_the_arrays_with_their_types(built):
     table = re.findall(r"^\| `([\w/]+)` \| (\w+) \| \((.*?)\) \|", PAGE, re.MULTILINE)
-    symbols = {"H·W": 784, "C": 1, "K": 2, "2": 2}
+    symbols = {"H·W·C": 784, "H": 28, "W": 28, "C": 1, "O": 1, "K": 2}
     with np.load(built / "models/model.npz") as file:
         assert {name for name, _, _ in table} == {*file.files}
         for name, dtype, shape in table:
@@ -385,7 +386,8 @@ def test_the_page_lists_the_arrays_with_their_types(built):
 )
 def test_the_eight_lines_answer_as_the_command_does(built, tmp_path, classes, outputs):
     model = write_model(tmp_path / "model.npz", classes, outputs, (5, 4))
-    np.save(tmp_path / "pixels.npy", write_images(tmp_path / "images", 40, (5, 4)))
+    pixels = write_images(tmp_path / "images", 40, (5, 4))
+    np.save(tmp_path / "pixels.npy", pixels[..., None])
     answers = ask(built, "--json", "--model", model, tmp_path / "images").splitlines()
     rows = [json.loads(answer) for answer in answers]
     assert {row["class"] for row in rows} == {*classes}
