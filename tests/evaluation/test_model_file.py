@@ -104,7 +104,7 @@ def test_arrays_that_forward_cannot_run_are_another_models(changes, reason):
 def test_a_model_that_does_not_say_how_to_use_it_is_refused():
     """Earlier versions of the train stage wrote weights and bias only."""
     line = refusal(load, dict(draw(2, "sigmoid").params))
-    assert re.search("classes is not a file.*delete it and run dvc repro", line)
+    assert re.search("mean is not a file.*delete it and run dvc repro", line)
 
 
 def test_weights_of_pixels_are_found_by_what_they_do(monkeypatch):

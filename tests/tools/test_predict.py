@@ -48,7 +48,7 @@ def write_model(
     weights = rng.normal(0, 1, (size[0] * size[1], count)).astype(np.float32)
     weights -= weights.mean(0)  # else nearly all random images are of one class
     params = {"weights": weights, "bias": np.full(count, 0.1, np.float32)}
-    mean = rng.random((*size, 1), np.float32)
+    mean = rng.uniform(0.4, 0.6, (*size, 1)).astype(np.float32)
     decoding = Decoding(size=None, color=None, background=None)
     model = TrainedModel(params, mean, classes, outputs, decoding)
     artifacts.publish({str(file): model.to_arrays()})
