@@ -128,15 +128,16 @@ def test_dvc_repro_shows_the_line_and_keeps_what_was_built_before(clone):
 
 
 def three_classes() -> dict[str, bytes]:
-    """Return PGM images, 6 x 5, with a bright column for every class."""
+    """Return PPM images, 6 x 5, of a hue for every class; all have the luma 110."""
+    hues = {"frog": (40, 150, 88), "cat": (200, 70, 82), "dog": (80, 110, 189)}
     files, random = {}, np.random.default_rng(0)
     for split, count in {"training": 30, "test": 10}.items():
-        for label, column in {"frog": 0, "cat": 2, "dog": 4}.items():
+        for label, hue in hues.items():
             for i in range(count):
-                pixels = random.integers(0, 100, (5, 6), np.uint8)
-                pixels[:, column] += 150
-                content = b"P5 6 5 255\n" + pixels.tobytes()
-                files[f"animals/{split}/{label}/{i}.pgm"] = content
+                noise = random.integers(-40, 50, (5, 6, 1))
+                pixels = (noise + hue).astype(np.uint8)
+                content = b"P6 6 5 255\n" + pixels.tobytes()
+                files[f"animals/{split}/{label}/{i}.ppm"] = content
     return files
 
 
@@ -148,6 +149,7 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(tree):
     digest = sha256(archive).hexdigest()
     params["download"] = {"url": "data/animals.tar", "sha256": digest}
     params["data"]["classes"] = ["cat", "dog", "frog"]
+    params["data"]["color"] = "rgb"
     params["data"]["splits"] = {"train": "training", "valid": "test"}
     params["train"] |= {"batch_size": 8, "epochs": 5, "l2": 0.0003}
     (tree / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
@@ -155,9 +157,9 @@ def test_any_folder_of_images_works_with_an_edit_of_params_yaml_alone(tree):
 
     model = TrainedModel.load(str(tree / "models/model.npz"))
     shapes = {name: array.shape for name, array in model.params.items()}
-    assert shapes == {"weights": (30, 3), "bias": (3,)}
+    assert shapes == {"weights": (90, 3), "bias": (3,)}
     assert model.classes == ["cat", "dog", "frog"]
-    assert (model.outputs, *model.image_shape) == ("softmax", 5, 6, 1)
+    assert (model.outputs, *model.image_shape) == ("softmax", 5, 6, 3)
     for name in ("baseline", "model"):
         metrics = json.loads((tree / f"metrics/{name}.json").read_text("utf-8"))
         assert metrics["recall"].keys() == {"cat", "dog", "frog"}

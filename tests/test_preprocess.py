@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stages import preprocess
 from stages.plumbing import tensors, workers
@@ -13,6 +14,7 @@ from tests.builders import (
     SMALL,
     data_params,
     dataset,
+    encode,
     levels,
     pack,
     png,
@@ -133,6 +135,36 @@ def test_what_is_left_out_is_counted_by_reason_with_an_example(capsys):
         "left out, not an image by its extension: 1, for example train/3/Thumbs.db",
         "left out, with an absolute path, or with ..: 1, for example /train/3/5.png",
     ]
+
+
+HUES = {"3": (200, 70, 82), "7": (40, 150, 88)}
+"""Both have the luma 110."""
+
+
+@pytest.mark.parametrize(
+    ("color", "line"),
+    [
+        ("gray", "in colour or with a palette, converted to gray: 4, for example v"),
+        ("rgb", "gray, taken as they are: 1, for example valid/7/gray.png"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_hues_of_equal_luma_differ_in_rgb_and_what_is_converted_is_counted(
+    monkeypatch, capsys, processors, count, color, line
+):
+    processors.append(count)
+    monkeypatch.setattr(preprocess, "MIN_CHUNK", 1)
+    files = {
+        f"{split}/{name}/0.png": encode(Image.new("RGB", (3, 2), hue))
+        for split in ("train", "valid")
+        for name, hue in HUES.items()
+    } | {"valid/7/gray.png": png(110)}
+    train, valid = read(pack(dict(reversed(files.items()))), data_params(color=color))
+    assert f"\n{line}" in capsys.readouterr().out
+    expected = [*HUES.values()] if color == "rgb" else [(110,), (110,)]
+    for split in (train, valid):
+        assert [*map(tuple, split.images[:2, 1, 2].tolist())] == expected
+    assert (valid.images[2] == 110).all()
 
 
 def test_validation_images_that_are_training_images_too_are_found_by_content():

@@ -172,6 +172,18 @@ def test_weights_go_from_blue_over_white_to_red():
     assert high == [*pictures.RED, 254]
 
 
+def test_weights_in_colour_are_lighter_or_darker_than_middle_gray():
+    (image,) = pictures.diverging(np.array([[[[-2.0, 0.0, 1.0]]]]))
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (1, 128, 192))
+
+
+def test_in_colour_a_pair_has_a_picture_of_weights_for_each_class():
+    trained = build_results(shape=(4, 5, 3)).trained
+    first, second = render.pixel_images(trained).reshape(2, -1)
+    np.testing.assert_array_equal(first, trained.params["weights"][:, 0])
+    np.testing.assert_array_equal(second, -first)
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))
 def test_the_most_frequent_confusions_are_those_that_counting_finds(pairs):
     actual, predicted = np.transpose(pairs)
@@ -193,6 +205,7 @@ INK[:, 2:7, 4] = 255
     [
         (INK, None, True),
         (INK, "gray", False),  # the files were in colour
+        (INK.repeat(3, axis=3), "rgb", False),
         (255 - INK, None, False),
         (np.full_like(INK, 9), None, False),  # a dark photo
         (INK[:, 2:7, 4:6], None, False),  # as much ink as ground

@@ -479,6 +479,25 @@ def test_faint_ink_is_reported():
     assert "hard to see on gray level 255: 2, for example x.png" in shown
 
 
+def test_colour_is_kept_if_any_pixel_has_one(tmp_path):
+    pixels = np.full((4, 4, 3), 9, np.uint8)
+    save(tmp_path / "0.png", pixels[..., 0])
+    save(tmp_path / "1.png", pixels)
+    pixels[1, 2] = 9, 9, 10
+    save(tmp_path / "2.png", pixels)
+    images = [look.look_at(str(tmp_path / f"{i}.png")) for i in range(3)]
+    labelled = [image._replace(label=str(i)) for i, image in enumerate(images)]  # type: ignore[union-attr]
+    train = parameters.check(parameters.Train, load(PARAMS)["train"])
+
+    def color(count: int, gray: bool = False) -> str | None:
+        chosen = choose_params(labelled[:count], None, train, None, None, gray=gray)
+        return chosen["data.color"]
+
+    assert [color(1), color(2), color(3), color(3, gray=True)] == [
+        *(None, "gray", "rgb", "gray"),
+    ]
+
+
 def test_many_classes_make_a_short_table():
     images = [seen(f"{'long ' * 12}{i}") for i in range(256) for _ in range(i // 9 + 1)]
     lines = look.describe(images, {"data.size": None, "data.background": 0})

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -40,23 +41,23 @@ def digit(built, tmp_path_factory):
 
 
 def write_model(
-    file: Path, classes: list[str], outputs: str, size: tuple[int, int]
+    file: Path, classes: list[str], outputs: str, size: tuple[int, ...]
 ) -> Path:
-    """Write a model with random weights, for gray images."""
+    """Write a model with random weights, for gray images unless size has channels."""
     rng = np.random.default_rng(0)
     count = 1 if len(classes) == 2 else len(classes)
-    weights = rng.normal(0, 1, (size[0] * size[1], count)).astype(np.float32)
+    weights = rng.normal(0, 1, (math.prod(size), count)).astype(np.float32)
     weights -= weights.mean(0)  # else nearly all random images are of one class
     params = {"weights": weights, "bias": np.full(count, 0.1, np.float32)}
-    mean = rng.uniform(0.4, 0.6, (*size, 1)).astype(np.float32)
-    decoding = Decoding(size=None, color=None, background=None)
+    mean = rng.uniform(0.4, 0.6, (*size, 1)[:3]).astype(np.float32)
+    decoding = Decoding(None, "rgb" if size[2:] else None, background=None)
     model = TrainedModel(params, mean, classes, outputs, decoding)
     artifacts.publish({str(file): model.to_arrays()})
     return file
 
 
-def write_images(folder: Path, count: int, size: tuple[int, int]) -> np.ndarray:
-    """Write random gray images 0.png, 1.png, …; return their pixels (N, H, W)."""
+def write_images(folder: Path, count: int, size: tuple[int, ...]) -> np.ndarray:
+    """Write random images 0.png, 1.png, …; return their pixels (N, *size)."""
     folder.mkdir()
     pixels = np.random.default_rng(1).integers(0, 256, (count, *size), np.uint8)
     for i, image in enumerate(pixels):
@@ -382,12 +383,16 @@ def test_the_page_lists_the_arrays_with_their_types(built):
 
 
 @pytest.mark.parametrize(
-    ("classes", "outputs"), [(["x", "y"], "sigmoid"), (["x", "y", "z"], "softmax")]
+    ("classes", "outputs", "size"),
+    [(["x", "y"], "sigmoid", (5, 4)), (["x", "y", "z"], "softmax", (5, 4, 3))],
+    ids=["gray", "colour"],
 )
-def test_the_eight_lines_answer_as_the_command_does(built, tmp_path, classes, outputs):
-    model = write_model(tmp_path / "model.npz", classes, outputs, (5, 4))
-    pixels = write_images(tmp_path / "images", 40, (5, 4))
-    np.save(tmp_path / "pixels.npy", pixels[..., None])
+def test_the_eight_lines_answer_as_the_command_does(
+    built, tmp_path, classes, outputs, size
+):
+    model = write_model(tmp_path / "model.npz", classes, outputs, size)
+    pixels = write_images(tmp_path / "images", 40, size)
+    np.save(tmp_path / "pixels.npy", pixels.reshape(40, 5, 4, -1))
     answers = ask(built, "--json", "--model", model, tmp_path / "images").splitlines()
     rows = [json.loads(answer) for answer in answers]
     assert {row["class"] for row in rows} == {*classes}
