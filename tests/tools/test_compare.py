@@ -236,9 +236,9 @@ def test_models_of_two_kinds_are_compared(recorded: Path, monkeypatch):
         in " ".join(rest.split())
     )
     assert rest.splitlines()[-3:] == [
-        "image    actual      HEAD~1        HEAD",
-        "v/a,.png      3  3 (0.9000)  7 (0.7000)",
-        "=1            3  7 (0.6000)  3 (0.6000)",
+        "image     actual      HEAD~1        HEAD",
+        "v/a,.png       3  3 (0.9000)  7 (0.7000)",
+        "=1             3  7 (0.6000)  3 (0.6000)",
     ]
     text, _, _ = compare.compare(compare.load("HEAD"), compare.load("HEAD~1"))
     assert text.splitlines()[-1] == "1           3  3 (0.6000)  7 (0.6000)"
