@@ -328,7 +328,7 @@ def main() -> None:
     rows = [(epoch, *row) for epoch, row in enumerate(history)]
     trained = TrainedModel(params, mean, classes, meaning, decoding)
     # Scaling zeros would change nothing, but init's own defaults draw random weights.
-    all_zero = not any(map(np.any, untrained.values()))
+    all_zero = not any(np.asarray(array).any() for array in untrained.values())
     nudged = model.init(key, shape, count) if all_zero else untrained
     files = {
         artifacts.MODEL: trained.to_arrays(),
