@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from stages.plumbing import npz
 from tests.builders import pack, refusal
 from tests.conftest import STAGES, copy, edit, succeed
 from tools import verify
@@ -130,9 +132,17 @@ def test_no_output_tells_where_when_or_on_which_machine_it_was_made(built):
 def test_a_haswell_of_2013_trains_the_same_model(clone, built):
     """Emulated: a processor with AVX2 and without AVX-512.
 
-    Two epochs run all that twenty run, which take half a minute more.
+    Most of the time goes into compiling. So two epochs are as good as twenty, and
+    splits of equal size need one program less.
     """
     edit(clone / "params.yaml", "epochs: 20", "epochs: 2")
+    path = clone / "data/tensors.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in ("train_images", "train_labels"):
+        arrays[name] = arrays[name][::6][: len(arrays["valid_labels"])]
+    with path.open("wb") as file:
+        npz.write(arrays, file)
     native = copy(clone, clone.parent / "native")
     changed = changed_by_rebuild(built, native, "train")
     assert len(changed) > 1  # it was trained
