@@ -8,6 +8,7 @@ whenever they are packed. docs/own-images.md explains the options.
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -16,9 +17,10 @@ from stages.plumbing import artifacts, parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import MAX_CLASSES, MAX_SIDE, MIN_CLASSES
 from tools.image_files import LeftOut
+from tools.pack.labels import label_by_name, label_by_table, suggest
 from tools.pack.look import describe, look_at_all
 from tools.pack.params import choose_params, edit_params
-from tools.pack.place import find_splits, name_members, place, plain_name
+from tools.pack.place import find_layout, name_members, place, plain_name
 from tools.pack.write import write
 
 
@@ -28,10 +30,14 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…")
     share, side = between(0.01, 0.99, float), between(1, MAX_SIDE)
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--level", type=between(1, 99), metavar="N", help="of CLASS")
+    labels.add_argument("--labels", metavar="FILE", help="a CSV file of classes")
+    labels.add_argument("--class-from", type=pattern, metavar="REGEX", help="in paths")
     add("--valid", type=share, metavar="SHARE", help="for validation (default: 0.2)")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--splits", nargs=2, metavar=("TRAIN", "VALID"))
-    splits.add_argument("--no-splits", dest="splits", action="store_const", const=[])
+    splits.add_argument("--group", type=pattern, metavar="REGEX", help="keep together")
     add("--size", nargs=2, type=side, metavar=("H", "W"), help="in pixels, for all")
     add("--gray", action="store_true", help="convert colour to gray")
     add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")
@@ -61,6 +67,14 @@ def between(low: float, high: float, kind: type = int) -> Callable[[str], float]
     return number
 
 
+def pattern(text: str) -> re.Pattern[str]:
+    """Parse a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 def main() -> None:
     """Write the archive and params.yaml, and describe them."""
     arguments = parse_arguments()
@@ -71,24 +85,34 @@ def main() -> None:
         text = file.read()
     left_out = LeftOut()
     images = name_members(folder, look_at_all(folder, left_out))
-    splits, reason = find_splits((i.member for i in images), arguments.splits)
-    if splits and arguments.valid:
+    if arguments.labels:
+        images = label_by_table(images, os.path.expanduser(arguments.labels), left_out)
+    elif arguments.class_from:
+        images = label_by_name(images, arguments.class_from, left_out)
+    paths = [image.member for image in images]
+    layout = find_layout(folder, images, arguments.splits, arguments.level)
+    share, group = arguments.valid or 0.2, arguments.group
+    if layout.splits and (arguments.valid or group):
         raise UserError(
-            f"--valid: {' and '.join(splits)} are splits ({reason}): leave it out, or "
-            "use --no-splits"
+            f"{'--valid' if arguments.valid else '--group'}: "
+            f"{' and '.join(layout.splits)} are splits ({layout.reason}): leave it out"
         )
-    share = arguments.valid or 0.2
-    images, names = place(images, splits, share, left_out)
-    reason = reason or f"{100 * share:g} % by content"
+    images, names = place(images, layout, share, group, left_out)
+    reason = layout.reason or f"{100 * share:g} % of each class by content"
+    reason += ", images of a group together" if group else ""
     say([f"splits: {names[0]} for training, {names[1]} for validation ({reason})"])
     say(
         f"left out, {why}: {count}, for example {path}" for why, count, path in left_out
     )
     count = len({image.label for image in images})
     if not MIN_CLASSES <= count <= MAX_CLASSES:
+        is_given = arguments.labels or arguments.class_from
+        hint = "" if is_given else suggest(folder, paths)
+        classes = "1 class" if count == 1 else f"{count} classes"
+        bound = f"at most {MAX_CLASSES}" if count > 2 else f"at least {MIN_CLASSES}"
         raise UserError(
-            f"{folder} has {count} classes with images for both splits, instead of "
-            f"{MIN_CLASSES} to {MAX_CLASSES}: give each at least two different images"
+            f"{folder}: found {classes} with images for both splits, need {bound}: put "
+            f"each class's images in its own folder{hint}"
         )
     options = arguments.size, arguments.background
     params = choose_params(images, listed, train, *options, gray=arguments.gray)
@@ -114,6 +138,7 @@ def save_params(before: str, after: str, *, dry_run: bool) -> None:
     diff = [*difflib.unified_diff(*texts, file, file, n=0, lineterm="")]
     if diff and not dry_run:
         artifacts.publish({f"./{file}": after})
+        diff.append("The archive is not in Git: share it with dvc push, or as a file.")
         diff.append("Now run make.")
     print("\n".join(diff) or f"{file}: nothing to change")
 

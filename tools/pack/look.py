@@ -120,7 +120,7 @@ def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str
     found = "{} x {}".format(*sizes[0])
     if len(sizes) > 1:
         found += " to {} x {}".format(*sizes[-1])
-    new = "resized to {} x {}".format(*size) if size else "kept"
+    new = "kept" if sizes == [(*size,)] else "resized to {} x {}".format(*size)
     yield f"height x width: {found}, {new}"
     findings, first = LeftOut(), dict[bytes, Image]()
     for image in images:
@@ -135,7 +135,7 @@ def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str
             ground = f"gray level {background}"
             findings.add(f"with transparent pixels, laid over {ground}", image.path)
             if not abs(image.ink - background) > FAINT:  # or NaN, of an empty image
-                findings.add(f"hard to see on {ground}", image.path)
+                findings.add(f"barely visible on {ground}", image.path)
         original = first.setdefault(image.digest, image)
         if original is not image:
             findings.add("copies", f"{image.path} of {original.path}")

@@ -105,15 +105,15 @@ def choose_training(
     }
 
 
-def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int] | None:
+def choose_size(sizes: Sequence[tuple[int, int]]) -> list[int]:
     """Return the height and width to resize images to: the median, up to MAX_SIDE.
 
-    Return None to keep images of one size that is not too large.
+    Images of one size keep it, unless it is too large.
     """
     median = np.median(sizes, axis=0)
     pixels = len(sizes) * median.prod()
     if len({*sizes}) == 1 and median.max() <= MAX_KEPT_SIDE and pixels <= MAX_KEPT:
-        return None
+        return [*sizes[0]]
     return [max(1, round(side)) for side in median * min(1, MAX_SIDE / median.max())]
 
 

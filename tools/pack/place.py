@@ -1,19 +1,29 @@
 """Assign each image its class, its split and its name in the archive."""
 
+import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from stages.images.names import normalize
 from stages.plumbing.errors import UserError
 from tools.image_files import LeftOut
+from tools.pack.labels import match, rank, suggest
 from tools.pack.look import Image
 
-TRAINING = ("train", "training")
-VALIDATION = ("valid", "validation", "val", "test", "testing", "dev", "eval", "holdout")
-RANKS = dict.fromkeys(TRAINING, -1) | dict.fromkeys(VALIDATION, 1)
-Splits = tuple[str, str] | None  # the two folders; None if they are classes
+SIZE_OR_DATE = re.compile(r"\d+ ?[x×] ?\d+\b.*|\d+ ?px|(19|20)\d\d([-_. ]?\d\d){0,2}")
+
+
+class Layout(NamedTuple):
+    """What the folders of images stand for; they count from 0, the outermost."""
+
+    root: int  # the first that not all images share
+    splits: tuple[str, ...]  # two names of folders there; empty if they are no splits
+    label: int  # the class, unless images are labelled
+    reason: str  # why the splits count as splits
 
 
 def plain_name(name: str) -> str:
@@ -22,7 +32,7 @@ def plain_name(name: str) -> str:
 
 
 def name_members(top: str, images: Iterable[Image]) -> list[Image]:
-    """Name images by their paths below the folder that holds all class folders.
+    """Name images by their paths below a folder.
 
     Raises UserError for folders that other systems would treat as the same.
     """
@@ -39,79 +49,123 @@ def name_members(top: str, images: Iterable[Image]) -> list[Image]:
                 f"{parent!a} and {other!a} are one name in two Unicode forms: rename "
                 "one, or move its files into the other"
             )
+    return named
+
+
+def find_layout(
+    folder: str,
+    images: Sequence[Image],
+    chosen: Sequence[str] | None,
+    level: int | None,
+) -> Layout:
+    """Return what folders stand for: splits if their names say so, else classes.
+
+    `chosen` names the splits, and `level` counts the folders down to the class, from 1,
+    unless None. Raises UserError if it is ambiguous, or `chosen` is impossible.
+    """
+    parents = {os.path.dirname(image.member) for image in images}
     common = os.path.commonpath(parents or [""])
     if common in parents:  # a class
         common = os.path.dirname(common)
-    return [i._replace(member=i.member.removeprefix(f"{common}/")) for i in named]
-
-
-def find_splits(
-    members: Iterable[str], chosen: Sequence[str] | None
-) -> tuple[Splits, str]:
-    """Return which outer folders are splits, and why they count as splits.
-
-    Two are splits if one has a name for training and the other one for validation, or
-    if both hold the same folders, at least two. `chosen` overrides that; it is empty if
-    they are classes. Raises UserError if it is ambiguous, or `chosen` is impossible.
-    """
-    inner: dict[str, Counter[str]] = defaultdict(Counter)
-    for outer, *below in (member.split("/")[:-1] or [""] for member in members):
-        inner[outer][below[0] if below else ""] += 1
+    root = common.count("/") + 1 if common else 0
+    inner = defaultdict(set)
+    for parent in parents:
+        outer, *below = parent.split("/")[root:] or [""]
+        inner[outer].add(below[0] if below else "")
     inner.pop("", None)  # images beside the folders
     names = sorted(inner)
-    shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
+
+    def layout(splits: Sequence[str], reason: str) -> Layout:
+        label = level - 1 if level else root + bool(splits)
+        return Layout(root, (*splits,), label, reason)
+
     if chosen:
-        train, valid = map(plain_name, chosen)
-        if train == valid or not inner.keys() >= {train, valid}:
+        chosen = [*map(plain_name, chosen)]
+        if len({*chosen}) < 2 or not inner.keys() >= {*chosen}:
             raise UserError(
-                f"--splits: {train} and {valid} are not two folders with images: "
-                f"choose from {shown}"
+                f"--splits: {' and '.join(chosen)} are not two folders with images: "
+                f"choose from {shorten(names)}"
             )
-        return (train, valid), "as --splits says"
-    nested = [name for name in names if inner[name].keys() != {""}]
-    if chosen is not None or len(names) < 2 or not nested:
-        return None, ""
-    rank = {name: RANKS.get(name.lower(), 0) for name in names}
-    train, valid, *_ = sorted(names, key=lambda n: (rank[n], -inner[n].total(), n))
-    same = inner[train].keys()
-    alike = len(same) > 1 and all(inner[name].keys() == same for name in names)
-    if len(nested) == len(names) == 2:
-        if (rank[train], rank[valid]) == (-1, 1):
-            return (train, valid), "by their names"
-        if alike and len(same - {""}) > 1:
-            reason = "they hold the same folders; if they are classes, use --no-splits"
-            return (train, valid), reason
-    if alike or any(rank.values()):
-        raise UserError(
-            f"{shown} may be splits or classes: name two splits with --splits "
-            "TRAIN VALID, or use --no-splits if they are classes"
-        )
-    return None, ""
+        return layout(chosen, "as --splits says")
+    if level == root + 1 or len(names) < 2:
+        return layout([], "")
+    ranked = sorted(names, key=rank)
+    ranks = [*map(rank, ranked)]
+    is_clear = level or any(image.label for image in images)
+    flat = [name for name in ranked[:2] if inner[name] == {""} and not is_clear]
+    if ranks in ([1, 2], [1, 3], [1, 2, 3]) and len(flat) < 2:
+        for name in flat:
+            (other,) = {*ranked[:2]} - {name}
+            raise UserError(
+                f"{name} has no class folders: pack {other} alone, as FOLDER="
+                f"{os.path.join(folder, common, other)}"
+            )
+        kept = [f"; {name} is kept for a last test" for name in ranked[2:]]
+        return layout(ranked[:2], "".join(["judging by their names", *kept]))
+    counts = Counter(chain.from_iterable(inner.values()))
+    del counts[""]
+    repeated = [name for name, count in counts.items() if 2 * count > len(names)]
+    if is_clear or not (
+        all(ranks)
+        or (counts and (any(ranks) or are_sizes_or_dates(names)))
+        or (len(repeated) > 1 and not are_sizes_or_dates(repeated))
+    ):
+        return layout([], "")
+    message = f"{shorten(names)} may be splits or classes: use --level {root + 1} "
+    message += "if they are the classes"
+    if counts:
+        message += f", --level {root + 2} if {shorten(sorted(counts))} are, "
+        message += "or --splits TRAIN VALID to name two splits, or pack one alone"
+    raise UserError(message + suggest(folder, [image.member for image in images]))
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first names of a list."""
+    return ", ".join(names[:8]) + ", …" * (len(names) > 8)
+
+
+def are_sizes_or_dates(names: Sequence[str]) -> bool:
+    """Return whether most names are sizes or dates, such as 16x16 or 2024-12-31."""
+    return 2 * sum(bool(SIZE_OR_DATE.fullmatch(name)) for name in names) > len(names)
 
 
 def place(
-    images: Iterable[Image], splits: Splits, share: float, left_out: LeftOut
+    images: Sequence[Image],
+    layout: Layout,
+    share: float,
+    group: re.Pattern[str] | None,
+    left_out: LeftOut,
 ) -> tuple[list[Image], list[str]]:
     """Return the images in archive order, and the names of the two split folders.
 
-    Without `splits`, about a `share` of them is for validation. Leaves out images
-    without a class, and those of a class without images for both splits.
+    Without splits, a `share` of each class is for validation, and images whose path has
+    the same match for `group` stay together. Leaves out images without a class, and
+    those of a class without images for both splits.
     """
-    found = []
-    for image in images:
+    root, splits, level, _ = layout
+    groups = [match(group, image.member) if group else "" for image in images]
+    if group and not any(groups):
+        path = images[0].member if images else "CLASS/1.png"
+        raise UserError(f"--group {group.pattern}: no path has it, such as {path}")
+    found, keys = [], []
+    for image, key in zip(images, groups, strict=True):
         *folders, name = image.member.split("/")
-        outer = folders.pop(0) if splits and folders else None
-        if splits and outer and outer not in splits:
-            left_out.add("in neither of the two splits", image.path)
-        elif not folders:
+        outer = folders[root] if splits and len(folders) > root else ""
+        label = image.label or "".join(folders[level : level + 1])
+        if outer and outer not in splits:
+            left_out.add(f"in {outer}, neither training nor validation", image.path)
+        elif not label or (splits and not outer):
             left_out.add("not in the folder of a class", image.path)
         else:
-            split = splits.index(outer) if splits else 0
-            label, inner = folders[0], "/".join([*folders[1:], name])
-            found.append(image._replace(label=label, split=split, member=inner))
+            used = {*[root] * len(splits), *[level] * (not image.label)}
+            inner = [f for i, f in enumerate(folders) if i >= root and i not in used]
+            keys.append(hashlib.sha256(key.encode()).digest() if key else image.digest)
+            split = splits.index(outer) if outer else 0
+            member = "/".join([*inner, name])
+            found.append(image._replace(label=label, split=split, member=member))
     if not splits:
-        split_of = split_by_content(found, share)
-        found = [image._replace(split=split_of[image.digest]) for image in found]
+        split_of = split_by_content(found, keys, share)
+        found = [i._replace(split=s) for i, s in zip(found, split_of, strict=True)]
     held = {(image.label, image.split) for image in found}
     classes = {label for label, split in held if (label, 1 - split) in held}
     names: list[str] = []
@@ -125,13 +179,13 @@ def place(
         if image.label not in classes:
             left_out.add("of a class without images for the other split", image.path)
             continue
-        inner, name = os.path.split(image.member)
-        if reserved.intersection(inner.split("/")):  # preprocess would confuse them
-            inner = inner.replace("/", "_")
-            while inner in reserved:
-                inner += "_"
+        below, name = os.path.split(image.member)
+        if reserved.intersection(below.split("/")):  # preprocess would confuse them
+            below = below.replace("/", "_")
+            while below in reserved:
+                below += "_"
         stem, suffix = os.path.splitext(name)
-        folder = os.path.join(names[image.split], image.label, inner)
+        folder = os.path.join(names[image.split], image.label, below)
         count = 1
         while (member := os.path.join(folder, name)) in placed:
             count += 1
@@ -140,21 +194,58 @@ def place(
     return [placed[member] for member in sorted(placed)], names
 
 
-def split_by_content(images: Sequence[Image], share: float) -> dict[bytes, int]:
-    """Return the split of each digest: 1, for validation, for about a `share` of them.
+def split_by_content(
+    images: Sequence[Image], keys: Sequence[bytes], share: float
+) -> list[int]:
+    """Return the split of each image: 1, for validation, for a `share` of each class.
 
-    The digest alone decides, so copies stay together, and new images move no others.
-    Only a class that would lack a split gets one image moved, found in no other class.
+    Images with one key, and copies, stay together: they are a unit. Units are taken in
+    the order of their keys, which are digests, as long as each brings the shares of its
+    classes closer to `share`. So in a class of single images, one that is added moves
+    at most one other. Last, each class without one of the splits gets a unit moved.
     """
-    of_class = defaultdict(set)
-    for image in images:
-        of_class[image.label].add(image.digest)
-    classes = Counter(chain.from_iterable(of_class.values()))
-    splits = {d: int(int.from_bytes(d[:8], "big") < share * 2**64) for d in classes}
+    parent = {key: key for key in keys}
+
+    def find(key: bytes) -> bytes:
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    first = dict[bytes, bytes]()
+    for image, key in zip(images, keys, strict=True):
+        low, high = sorted([find(key), find(first.setdefault(image.digest, key))])
+        parent[high] = low
+    units: dict[bytes, list[str]] = defaultdict(list)
+    for image, key in zip(images, keys, strict=True):
+        units[find(key)].append(image.label)
+    of_class: dict[str, list[bytes]] = defaultdict(list)
+    for key in sorted(units):
+        for label in sorted({*units[key]}):
+            of_class[label].append(key)
+    sizes, valid = Counter(image.label for image in images), Counter[str]()
+    wanted = {name: min(max(share * n, 1), n - 1) for name, n in sizes.items()}
+    splits = dict[bytes, int]()
+    for key in sorted(units):
+        before = after = 0.0
+        counts = Counter(units[key])
+        for label, count in counts.items():
+            before += abs(valid[label] - wanted[label])
+            after += abs(valid[label] + count - wanted[label])
+        splits[key] = int(after < before)
+        if splits[key]:
+            valid.update(counts)
     for own in of_class.values():
-        movable = sorted(digest for digest in own if classes[digest] == 1)
-        held = {splits[digest] for digest in own}
-        if len(held) == 1 and len(own) > 1 and movable:
-            # The digest closest to the bound between the splits.
+        held = {splits[key] for key in own}
+        movable = [
+            key
+            for key in own
+            if len(held) == 1
+            # Each of its classes keeps another unit in its split.
+            and all(
+                any(splits[k] == splits[key] for k in of_class[label] if k != key)
+                for label in {*units[key]}
+            )
+        ]
+        if movable:  # the unit closest to the bound between the splits
             splits[movable[-1 if held == {1} else 0]] ^= 1
-    return splits
+    return [splits[find(key)] for key in keys]
