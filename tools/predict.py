@@ -1,7 +1,8 @@
 """Classify images with the trained model, one line each: path, class, score.
 
-A model file is all it needs (docs/model-file.md). The exit status is 1 if anything
-could not be read, else 0.
+A model file is all it needs (docs/model-file.md). For a folder of class folders, the
+metrics follow, on stderr with --json or --csv. The exit status is 1 if anything could
+not be read, else 0.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import os
 import signal
 import sys
 import warnings
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.evaluation.metrics import classification_metrics
 from stages.evaluation.outputs import predicted_labels, probabilities
 from stages.images.archive import MAX_MEMBER
 from stages.images.decode import FORMAT_NAMES, decode
-from stages.images.names import escape
+from stages.images.names import escape, normalize
 from stages.plumbing import artifacts, runtime
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.progress import progress
@@ -87,7 +90,52 @@ def warn(text: str) -> None:
     tqdm.write(f"predict: {text}", sys.stderr)
 
 
-def answer(block: Block, model: TrainedModel, form: argparse.Namespace) -> None:
+class Evaluation:
+    """Compare predictions with the names of the folders that hold the images."""
+
+    def __init__(self, paths: list[str], classes: list[str]) -> None:
+        """Take the paths given, and the model's classes."""
+        self.folders = [os.path.join(path, "") for path in paths if os.path.isdir(path)]
+        self.classes = {normalize(name): i for i, name in enumerate(classes)}
+        self.rows = array("d")  # actual and predicted label, probability of the actual
+        self.others = LeftOut()
+
+    def add(self, path: str, predicted: int, scores: list[float]) -> None:
+        """Take an answer for an image in one of the folders."""
+        top = next((top for top in self.folders if path.startswith(top)), None)
+        if top is None:
+            return
+        for name in normalize(path.removeprefix(top)).split("/")[:-1]:
+            if (label := self.classes.get(name)) is not None:
+                self.rows.extend([label, predicted, scores[label]])
+                return
+        self.others.add("in no folder of a class", path)
+
+    def __str__(self) -> str:
+        """Return the metrics on three lines, empty unless most images have a class."""
+        rows = np.array(self.rows).reshape(-1, 3)
+        others = [*self.others]
+        if len(rows) <= sum(count for _, count, _ in others):
+            return ""
+        actual, predicted = rows[:, :2].astype(int).T
+        found = classification_metrics(
+            actual, predicted, [*self.classes], p_actual=rows[:, 2]
+        )
+        # Of the classes that have images.
+        recall = np.array([*found["recall"].values()])[np.unique(actual)].mean()
+        left = "".join(f"; {why}: {n}, for example {escape(p)}" for why, n, p in others)
+        low, high = found["accuracy_low"], found["accuracy_high"]
+        return (
+            f"accuracy           {found['accuracy']:.4f} (95 % interval {low:.4f} to "
+            f"{high:.4f}), on {len(rows):,} images{left}\n"
+            f"balanced accuracy  {recall:.4f}\n"
+            f"log loss           {found['log_loss']:.4f}"
+        )
+
+
+def answer(
+    block: Block, model: TrainedModel, form: argparse.Namespace, evaluation: Evaluation
+) -> None:
     """Print a line for each image: path, predicted class and score. Empty the block."""
     if not block:
         return
@@ -96,6 +144,7 @@ def answer(block: Block, model: TrainedModel, form: argparse.Namespace) -> None:
     all_scores = probabilities(logits, model.outputs).tolist()
     for (path, _), label, scores in zip(block, labels, all_scores, strict=True):
         name, score = model.classes[label], scores[label]
+        evaluation.add(path, label, scores)
         if form.csv:
             write_csv([path, name, score, *scores])
         elif form.json:
@@ -135,6 +184,7 @@ def main() -> None:
         write_csv(["image", "class", "score", *scores])
     block, size = Block(), min(256, BLOCK_PIXELS // math.prod(model.image_shape))
     left_out, failed = LeftOut(), False
+    evaluation = Evaluation(arguments.paths, model.classes)
     images = find_images(arguments.paths, left_out)
     # On a terminal, the answers themselves show the progress.
     for found in images if os.isatty(1) else progress(images, "classify", "images"):
@@ -143,14 +193,16 @@ def main() -> None:
                 raise found
             block.append((found, read_image(found, model)))
         except (OSError, UserError) as error:
-            answer(block, model, arguments)
+            answer(block, model, arguments, evaluation)
             warn(explain(str(found), error))
             failed = True
         if len(block) >= size:
-            answer(block, model, arguments)
-    answer(block, model, arguments)
+            answer(block, model, arguments, evaluation)
+    answer(block, model, arguments, evaluation)
     for reason, count, example in left_out:
         warn(f"left out, {reason}: {count}, for example {escape(example)}")
+    if metrics := str(evaluation):
+        print(metrics, file=sys.stderr if arguments.json or arguments.csv else None)
     sys.exit(failed)
 
 

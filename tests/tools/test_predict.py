@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import termios
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,12 @@ def write_model(
     return file
 
 
-def write_images(folder: Path, count: int, size: tuple[int, ...]) -> np.ndarray:
+def write_images(
+    folder: Path, count: int, size: tuple[int, ...], seed: int = 1
+) -> np.ndarray:
     """Write random images 0.png, 1.png, …; return their pixels (N, *size)."""
-    folder.mkdir()
-    pixels = np.random.default_rng(1).integers(0, 256, (count, *size), np.uint8)
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, *size), np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{i}.png")
     return pixels
@@ -250,6 +253,34 @@ def test_an_unusable_model_from_elsewhere_ends_it_at_once(built, digit, name, sa
     pattern = rf"predict: {name}:? {says}: give --model another file\n"
     assert re.fullmatch(pattern, done.stderr), done.stderr
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_folder_of_class_folders_ends_with_the_metrics(built, tmp_path):
+    classes = ["große", "b", "unseen"]
+    model = write_model(tmp_path / "m.npz", classes, "softmax", (4, 4))
+    for label in ["b", "c", unicodedata.normalize("NFD", "große")]:
+        write_images(tmp_path / "test" / label, 9, (4, 4), seed=len(label))
+    shown = ask(built, "--model", model, tmp_path / "test").splitlines()
+    done = run(built, *COMMAND, "--json", "--model", str(model), str(tmp_path / "test"))
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    known = [row for row in rows if "/c/" not in row["image"]]
+    actual = np.array(["b" if "/b/" in row["image"] else "große" for row in known])
+    right = np.array([row["class"] for row in known]) == actual
+    recall = [right[actual == name].mean() for name in classes[:2]]
+    p_actual = [row["scores"][name] for row, name in zip(known, actual, strict=True)]
+    assert len(known) == 18
+    assert 0 < sum(right) < 18
+    assert shown[27:] == done.stderr.splitlines()
+    other = f"in no folder of a class: 9, for example {tmp_path}/test/c/0.png"
+    first = rf"accuracy +{right.mean():.4f} \(95 % .* to .*\), on 18 images; {other}"
+    assert re.fullmatch(first, shown[27])
+    assert shown[28:] == [
+        f"balanced accuracy  {np.mean(recall):.4f}",
+        f"log loss           {-np.log(p_actual).mean():.4f}",
+    ]
+    # Most of these images are in no folder of a class.
+    given = tmp_path / "test/b", tmp_path / "test/c"
+    assert "accuracy" not in ask(built, "--model", model, *given)
 
 
 @pytest.mark.parametrize(("reader", "count"), [("true", 1), ("head -n 1", 5000)])
