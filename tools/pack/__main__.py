@@ -27,17 +27,17 @@ from tools.pack.write import write
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; raise UserError for folders that do not exist."""
     parser = argparse.ArgumentParser("python -m tools.pack", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…")
+    share, side, level = between(0.01, 0.99, float), between(1, MAX_SIDE), between(1, 9)
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--level", type=level, metavar="N", help="the folder that is CLASS")
+    add("--labels", metavar="FILE", help="a CSV file with the classes")
+    add("--class-from", type=pattern, metavar="REGEX", help="finds CLASS in a path")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--splits", nargs=2, metavar=("TRAIN", "VALID"))
+    add("--group", type=pattern, metavar="REGEX", help="finds what stays together")
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…")
-    share, side = between(0.01, 0.99, float), between(1, MAX_SIDE)
-    labels = parser.add_mutually_exclusive_group()
-    labels.add_argument("--level", type=between(1, 99), metavar="N", help="of CLASS")
-    labels.add_argument("--labels", metavar="FILE", help="a CSV file of classes")
-    labels.add_argument("--class-from", type=pattern, metavar="REGEX", help="in paths")
     add("--valid", type=share, metavar="SHARE", help="for validation (default: 0.2)")
-    splits = parser.add_mutually_exclusive_group()
-    splits.add_argument("--splits", nargs=2, metavar=("TRAIN", "VALID"))
-    splits.add_argument("--group", type=pattern, metavar="REGEX", help="keep together")
     add("--size", nargs=2, type=side, metavar=("H", "W"), help="in pixels, for all")
     add("--gray", action="store_true", help="convert colour to gray")
     add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")

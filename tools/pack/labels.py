@@ -168,6 +168,10 @@ def suggest(folder: str, paths: Sequence[str]) -> str:
     found = [match(re.compile(PREFIX), path) for path in paths]
     counts = {p: n for p, n in Counter(found).most_common() if p and n > 1}
     if 2 <= len(counts) <= MAX_CLASSES and 2 * sum(counts.values()) > len(paths):
-        shown = ", ".join([*counts][:4]) + ", …" * (len(counts) > 4)
-        options += f"; --class-from '{PREFIX}' finds the classes {shown}"
+        options += f"; --class-from '{PREFIX}' finds the classes {shorten([*counts])}"
     return options
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first names of a list."""
+    return ", ".join(names[:8]) + ", …" * (len(names) > 8)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from stages.images.names import normalize
 from stages.plumbing.errors import UserError
 from tools.image_files import LeftOut
-from tools.pack.labels import match, rank, suggest
+from tools.pack.labels import match, rank, shorten, suggest
 from tools.pack.look import Image
 
 SIZE_OR_DATE = re.compile(r"\d+ ?[x×] ?\d+\b.*|\d+ ?px|(19|20)\d\d([-_. ]?\d\d){0,2}")
@@ -119,11 +119,6 @@ def find_layout(
     raise UserError(message + suggest(folder, [image.member for image in images]))
 
 
-def shorten(names: Sequence[str]) -> str:
-    """Return the first names of a list."""
-    return ", ".join(names[:8]) + ", …" * (len(names) > 8)
-
-
 def are_sizes_or_dates(names: Sequence[str]) -> bool:
     """Return whether most names are sizes or dates, such as 16x16 or 2024-12-31."""
     return 2 * sum(bool(SIZE_OR_DATE.fullmatch(name)) for name in names) > len(names)
@@ -218,17 +213,15 @@ def split_by_content(
     units: dict[bytes, list[str]] = defaultdict(list)
     for image, key in zip(images, keys, strict=True):
         units[find(key)].append(image.label)
-    of_class: dict[str, list[bytes]] = defaultdict(list)
-    for key in sorted(units):
-        for label in sorted({*units[key]}):
-            of_class[label].append(key)
     sizes, valid = Counter(image.label for image in images), Counter[str]()
     wanted = {name: min(max(share * n, 1), n - 1) for name, n in sizes.items()}
+    of_class: dict[str, list[bytes]] = {name: [] for name in sorted(sizes)}
     splits = dict[bytes, int]()
     for key in sorted(units):
         before = after = 0.0
         counts = Counter(units[key])
         for label, count in counts.items():
+            of_class[label].append(key)
             before += abs(valid[label] - wanted[label])
             after += abs(valid[label] + count - wanted[label])
         splits[key] = int(after < before)
