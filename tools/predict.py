@@ -98,7 +98,7 @@ class Evaluation:
         self.folders = [os.path.join(path, "") for path in paths if os.path.isdir(path)]
         self.classes = {normalize(name): i for i, name in enumerate(classes)}
         self.rows = array("d")  # actual and predicted label, probability of the actual
-        self.others = LeftOut()
+        self.others, self.example = 0, ""  # images in no folder of a class
 
     def add(self, path: str, predicted: int, scores: list[float]) -> None:
         """Take an answer for an image in one of the folders."""
@@ -109,13 +109,12 @@ class Evaluation:
             if (label := self.classes.get(name)) is not None:
                 self.rows.extend([label, predicted, scores[label]])
                 return
-        self.others.add("in no folder of a class", path)
+        self.others, self.example = self.others + 1, self.example or path
 
     def __str__(self) -> str:
         """Return the metrics on three lines, empty unless most images have a class."""
         rows = np.array(self.rows).reshape(-1, 3)
-        others = [*self.others]
-        if len(rows) <= sum(count for _, count, _ in others):
+        if len(rows) <= self.others:
             return ""
         actual, predicted = rows[:, :2].astype(int).T
         found = classification_metrics(
@@ -123,7 +122,8 @@ class Evaluation:
         )
         # Of the classes that have images.
         recall = np.array([*found["recall"].values()])[np.unique(actual)].mean()
-        left = "".join(f"; {why}: {n}, for example {escape(p)}" for why, n, p in others)
+        left = f"; in no folder of a class: {self.others}, for example "
+        left = left + escape(self.example) if self.others else ""
         low, high = found["accuracy_low"], found["accuracy_high"]
         return (
             f"accuracy           {found['accuracy']:.4f} (95 % interval {low:.4f} to "
