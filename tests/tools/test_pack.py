@@ -21,7 +21,7 @@ from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
 from tests.conftest import ROOT, copy, edit, run, succeed
 from tools.pack import look
-from tools.pack.params import choose_params, edit_params, max_learning_rate
+from tools.pack.params import choose_size, choose_training, edit_params
 from tools.pack.write import write
 
 PACK = ("python", "-m", "tools.pack")
@@ -93,11 +93,7 @@ def seen(
     )
 
 
-def choose(images: list[look.Image]) -> dict:
-    """Return the parameters for images, by dotted key."""
-    train = parameters.check(parameters.Train, load(PARAMS)["train"])
-    return choose_params(images, None, train, None, None, gray=False)
-
+TRAIN = parameters.check(parameters.Train, load(PARAMS)["train"])
 
 ICONS = "アイコン" * 10
 """DVC takes files with many such names for binary."""
@@ -288,7 +284,8 @@ def test_only_the_values_change_and_names_cannot_write_to_the_terminal(here, tmp
     before, after = PARAMS.splitlines(), (here / "params.yaml").read_text().splitlines()
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     keys = [new.split(":")[0].strip() for _, new in changed]
-    assert keys == ["url", "sha256", "classes", "size"]
+    training = ["learning_rate", "l2", "epochs"]
+    assert keys == ["url", "sha256", "classes", "size", *training]
     for old, new in changed:
         assert new.split("  # ")[1:] == old.split("  # ")[1:]
 
@@ -373,37 +370,34 @@ INKS: list[tuple[list[float], int]] = [
 
 def test_the_size_is_the_bounded_median():
     for sizes, expected in SIZES:
-        images = [seen(size=size) for size in Counter(sizes).elements()]
-        assert choose(images)["data.size"] == expected, sizes
+        assert choose_size([*Counter(sizes).elements()]) == expected, sizes
 
 
-def test_the_background_is_far_from_the_ink():
-    for inks, expected in INKS:
-        assert choose([seen(ink=ink) for ink in inks])["data.background"] == expected
+def test_the_background_is_far_from_the_ink(here, tmp_path):
+    for i, (inks, expected) in enumerate(INKS):
+        for label in "ab":
+            for j, ink in enumerate(inks * 2):
+                pixels = np.zeros((2, 2, 2), np.uint8)  # gray level and opacity
+                pixels[0] = [0, 0] if np.isnan(ink) else [ink, 255]
+                pixels[1, 0, 0] = len(label) + j  # below nothing, to be no copy
+                save(tmp_path / f"{i}" / label / f"{label}{j}.png", pixels)
+        pack(here, tmp_path / f"{i}")
+        assert params(here)["data"]["background"] == expected
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_bright_images_get_a_learning_rate_that_is_stable(count):
+def test_the_learning_rate_fits_the_curvature_of_the_loss(count):
     """The exact bound needs the largest eigenvalue, and at most one digit is lost."""
-    images = np.random.default_rng(0).uniform(0.5, 1, (400, 30))
-    eigenvalue = np.linalg.eigvalsh(images.T @ images / 400).max()
-    exact = 2 * (1 + 0.9) / (eigenvalue / (4 if count == 2 else 2))
-    rate = max_learning_rate(30, 255 * images.mean(1), count, 0.9)
-    assert exact / 2 < rate < 1.01 * exact
+    pixels = np.random.default_rng(0).uniform(0.5, 1, (400, 30)).astype(np.float32)
+    eigenvalue = np.linalg.eigvalsh(np.cov(pixels.T, bias=True)).max()
+    exact = (4 if count == 2 else 2) / eigenvalue
+    chosen, negative = (
+        choose_training(x, 400, count, TRAIN) for x in (pixels, 1 - pixels)
+    )
+    rate = chosen["train.learning_rate"]
+    assert rate == pytest.approx(exact, rel=0.34)
     assert f"{rate:.0e}" == f"{rate:e}".replace(".000000", "")
-
-
-def test_white_pages_lower_the_learning_rate_and_digits_do_not(here, tmp_path):
-    for label in "ab":
-        for i in range(50):
-            page = np.full((40, 40), 255, np.uint8)
-            page[5 : 10 + i % 9, 5:20] = 0
-            save(tmp_path / "pages" / label / f"{i}.png", page)
-            save(tmp_path / "digits" / label / f"{i}.png", 255 - page)
-    pack(here, tmp_path / "digits")
-    assert params(here)["train"] == load(PARAMS)["train"]
-    # 1,600 pixels, nearly all of level 1: 2 * 1.9 / 400 * 1.1 is 0.0105.
-    assert "\n+  learning_rate: 0.01 " in pack(here, tmp_path / "pages")
+    assert chosen == negative
 
 
 def test_what_is_asked_for_is_set(here, tmp_path):
@@ -419,7 +413,11 @@ def test_what_is_asked_for_is_set(here, tmp_path):
 
 def test_faint_ink_is_reported():
     images = [seen(ink=ink) for ink in (0, 240, 100, np.nan)]
-    shown = [*look.describe(images, {"data.size": [8, 8], "data.background": 255})]
+    shown = [
+        *look.describe(
+            images, {"data.size": [8, 8], "data.color": None, "data.background": 255}
+        )
+    ]
     assert "with transparent pixels, laid over gray level 255: 4, for " in str(shown)
     assert "barely visible on gray level 255: 2, for example x.png" in shown
 
@@ -445,7 +443,9 @@ def test_colour_is_kept_if_any_pixel_has_one(tmp_path):
 
 def test_many_classes_make_a_short_table():
     images = [seen(f"{'long ' * 12}{i}") for i in range(256) for _ in range(i // 9 + 1)]
-    lines = look.describe(images, {"data.size": [8, 8], "data.background": 0})
+    lines = look.describe(
+        images, {"data.size": [8, 8], "data.color": None, "data.background": 0}
+    )
     table = list(lines)[:22]
     assert table[-1].startswith("all 256 (smallest shown)")
     assert [row.split()[-2] for row in table[1:-1]] == 9 * ["1"] + 9 * ["2"] + 2 * ["3"]
