@@ -21,7 +21,12 @@ from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
 from tests.conftest import ROOT, copy, edit, run, succeed
 from tools.pack import look
-from tools.pack.params import choose_size, choose_training, edit_params
+from tools.pack.params import (
+    choose_params,
+    choose_size,
+    choose_training,
+    edit_params,
+)
 from tools.pack.write import write
 
 PACK = ("python", "-m", "tools.pack")

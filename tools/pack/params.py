@@ -84,19 +84,19 @@ def choose_training(
 ) -> dict[str, Any]:
     """Return the parameters of `train` for as many training images, by dotted key.
 
-    `pixels` (N, P) are those of some of them. The learning rate is 1 / L, to one digit,
-    where L is the curvature of the loss. With momentum m, gradient descent converges
-    below 2 (1 + m) / L (Polyak 1964). L is the largest eigenvalue of the mean of x xᵀ
-    over the pixels x, times at most 1/4 for the log loss of a pair, 1/2 for more
-    classes (Böhning 1992), and 2 for the squared error. l2 is that of scikit-learn's
-    LogisticRegression.
+    `pixels` (N, P) are those of some of them. The learning rate is 1 / 2L, to one
+    digit, where L is the curvature of the loss. With momentum m, gradient descent
+    converges below 2 (1 + m) / L (Polyak 1964), but minibatches fluctuate. L is the
+    largest eigenvalue of the mean of x xᵀ over the pixels x, times at most 1/4 for the
+    log loss of a pair, 1/2 for more classes (Böhning 1992), and 2 for the squared
+    error. l2 is that of scikit-learn's LogisticRegression.
     """
     batch_size = min(BATCH_SIZE, images)
     x = pixels - pixels.mean(0) if train.subtract_mean else pixels
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x  # same eigenvalues but for zeros
     eigenvalue = float(np.linalg.eigvalsh(gram)[-1]) / len(x)
     second = 2 if train.loss == "squared_error" else 1 / 4 if classes == 2 else 1 / 2
-    rate = 1 / max(eigenvalue * second, MIN_CURVATURE)
+    rate = 1 / (2 * max(eigenvalue * second, MIN_CURVATURE))
     return {
         "train.learning_rate": float(f"{rate:.0e}"),
         "train.l2": float(f"{1 / images:.1e}"),
