@@ -395,7 +395,7 @@ def test_the_learning_rate_fits_the_curvature_of_the_loss(count):
     """The exact bound needs the largest eigenvalue, and at most one digit is lost."""
     pixels = np.random.default_rng(0).uniform(0.5, 1, (400, 30)).astype(np.float32)
     eigenvalue = np.linalg.eigvalsh(np.cov(pixels.T, bias=True)).max()
-    exact = (4 if count == 2 else 2) / eigenvalue
+    exact = (2 if count == 2 else 1) / eigenvalue
     chosen, negative = (
         choose_training(x, 400, count, TRAIN) for x in (pixels, 1 - pixels)
     )
