@@ -124,15 +124,15 @@ def test_what_is_left_out_is_counted_by_reason_with_an_example(capsys):
     assert capsys.readouterr().out.splitlines() == counts
     others = [
         *("train/3/._1.png", "labels.csv", "train/8/1.png", "train/8/2.png"),
-        *("train/3/Thumbs.db", "/train/3/5.png"),
+        *("train/3/notes.txt", "/train/3/5.png", "train/7/@eaDir/1.png/S.jpg"),
     ]
     read(pack({**dict.fromkeys(others, b"x"), **SMALL}))
     assert capsys.readouterr().out.splitlines() == [
         *counts,
-        "left out, hidden: 1, for example train/3/._1.png",
+        "left out, hidden: 2, for example train/3/._1.png",
         "left out, not in a folder of a chosen split and class: 3, "
         "for example labels.csv",
-        "left out, not an image by its extension: 1, for example train/3/Thumbs.db",
+        "left out, not an image by its extension: 1, for example train/3/notes.txt",
         "left out, with an absolute path, or with ..: 1, for example /train/3/5.png",
     ]
 

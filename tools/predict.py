@@ -199,8 +199,8 @@ def main() -> None:
         if len(block) >= size:
             answer(block, model, arguments, evaluation)
     answer(block, model, arguments, evaluation)
-    for reason, count, example in left_out:
-        warn(f"left out, {reason}: {count}, for example {escape(example)}")
+    for line in left_out:
+        warn(f"left out, {escape(line)}")
     if metrics := str(evaluation):
         print(metrics, file=sys.stderr if arguments.json or arguments.csv else None)
     sys.exit(failed)

@@ -211,7 +211,7 @@ class Archive:
             return
         raise UserError(
             f"{self._path} is damaged or not a tar or zip archive ({reason}): "
-            "pack it again and update download.sha256"
+            "pack or download it again"
         )
 
 

@@ -17,6 +17,8 @@ GRAY = ("1", "L", "LA")  # modes without colour; A is alpha
 COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # P is a palette
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 """Modes with premultiplied alpha, and the modes to convert them to."""
+HEIF = re.compile(rb"....ftyp(avi|hei|hev|mif|msf)", re.DOTALL)
+"""Refused: we could not check that every processor decodes HEIC or AVIF alike."""
 MAX_PIXELS = 4096 * 4096
 Image.MAX_IMAGE_PIXELS = None  # no warning: MAX_PIXELS is the limit
 
@@ -47,7 +49,10 @@ def load(content: bytes, name: str) -> Image.Image:
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
-        reason = "unknown format"
+        problem = f"not a readable {FORMAT_NAMES} image"
+        if HEIF.match(content):
+            problem = "is HEIC or AVIF"
+        raise UserError(f"{name}: {problem}: convert it to JPEG or PNG") from None
     except Exception as error:  # Pillow raises a dozen types for damaged files
         reason = re.sub(r" ?<[^>]*>", "", str(error)) or type(error).__name__
     raise UserError(

@@ -1,5 +1,6 @@
 """Derive split, class and sort order of images from their names in an archive."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -12,11 +13,23 @@ HIDDEN = "hidden"
 ODD_PATH = "with an absolute path, or with .."
 ELSEWHERE = "not in a folder of a chosen split and class"
 NO_IMAGE = "not an image by its extension"
-OTHER_FILE = re.compile(
-    r"\.(csv|db|docx?|html?|ini|json|lnk|log|md|mat|npy|npz|pdf|pkl|py|tsv|txt|url"
-    r"|xlsx?|xml|ya?ml)$",
-    re.IGNORECASE,
-)
+OTHER_FILES = {
+    NO_IMAGE: "aae csv db doc docx htm html ini json lnk log m4a mat md mp3 npy npz "
+    "pkl py thm tsv txt url wav xls xlsx xml xmp yaml yml",
+    "a drawing: export it as PNG": "ai emf eps svg svgz wmf",
+    "a document: export its pages as PNG": "djvu pdf ps",
+    "a video: extract its frames": "3gp avi flv m4v mkv mov mp4 mpeg mpg webm wmv",
+    "a raw photo: convert it to JPEG": "arw cr2 cr3 dng nef nrw orf pef raf rw2 srw",
+    "an archive: unpack it": "7z bz2 gz rar tar tgz xz zip",
+}
+"""Reasons to skip files, and their extensions. Of raw photos, which are TIFF files,
+Pillow would read the thumbnail."""
+REASONS = {f".{end}": why for why, ends in OTHER_FILES.items() for end in ends.split()}
+SYSTEM = {
+    *("$recycle.bin", "#recycle", "@eadir", "@recycle", "__macosx", "desktop.ini"),
+    *("icon\r", "lost+found", "system volume information", "thumbs.db"),
+}
+"""What Windows, macOS, Linux and network drives (Synology, QNAP) add, in lower case."""
 AMBIGUOUS = "can be read in two ways"  # an error, not a reason to skip
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 """Control characters, line separators, and characters that YAML forbids."""
@@ -58,8 +71,13 @@ def find_folder(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden or macOS metadata."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Return whether a file or folder is hidden or the system's own."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def find_reason(name: str) -> str | None:
+    """Return why a file of this name is no image; None if it may be one."""
+    return REASONS.get(os.path.splitext(name)[1].lower())
 
 
 def find_image(
@@ -85,7 +103,7 @@ def find_image(
         )
     if isinstance(folder, str):
         return folder
-    return NO_IMAGE if OTHER_FILE.search(name) else (folder, name)
+    return find_reason(name) or (folder, name)
 
 
 def normalize(name: str) -> str:

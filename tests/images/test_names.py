@@ -15,7 +15,12 @@ IGNORED = [
     *("train/3/.DS_Store", "train/3/._1.png", "labels.csv", "train/labels.csv"),
     *("__MACOSX/train/3/._1.png", "__MACOSX/train/3/1.png", ".hidden/train/3/1.png"),
     *("train/8/1.png", "test/3/1.png", "a/b/train/3/1.png", "train/3/Thumbs.db"),
-    *("train/3/desktop.ini", "train/3/README.txt", "train/3/labels.CSV"),
+    *(
+        "train/3/a.mov",
+        "train/3/@eaDir/1.png/T.png",
+        "train/3/README.txt",
+        "train/3/labels.CSV",
+    ),
     *("/train/3/9.png", "../train/3/9.png", "train/3/../9.png", "/etc/train/3/9.png"),
     *("train/../../3/9.png", "train//3/9.png"),
 ]

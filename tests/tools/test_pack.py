@@ -20,6 +20,7 @@ from stages.images import names
 from stages.plumbing import parameters
 from stages.plumbing.errors import UserError
 from tests.conftest import ROOT, copy, edit, run, succeed
+from tools.image_files import read_file
 from tools.pack import look
 from tools.pack.params import (
     choose_params,
@@ -163,13 +164,15 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         "turned as EXIF says: 32, ",
         "copies: 2, ",
         "copies in two classes: 2, ",
-        "left out, No such file or directory: 1, for example {}/gifs/broken link.png",
-        "left out, has 2 frames: save the one that counts: 1, for example {}/gifs/two",
-        "left out, has the mode LAB: save it as RGB or gray: 1, for example {}/gifs/l",
+        "left out, No such file or directory: 1 .png, for example {}/gifs/brok",
+        "left out, has 2 frames: save the one that counts: 1 .gif, for example {}/gif",
+        "left out, has the mode LAB: save it as RGB or gray: 1 .tif, for example {}/gi",
         "left out, not a regular file: 1, for example {}/gifs/pipe.png",
         "left out, a link to a folder: 1, for example {}/linked",
         "left out, not in the folder of a class: 1, for example {}/0.png",
-        f"left out, {names.NO_IMAGE}: 2, for example {{}}/notes.txt",
+        f"left out, {names.NO_IMAGE}: 1 .txt, for example {{}}/notes.txt",
+        "left out, a drawing: export it as PNG: 1 .svg, for example {}/gifs/",
+        "left out, hidden: 2, for example {}/",
         "left out, of a class without images for the other split: 1, for example {}/s",
         "left out, not a readable PNG",
     ):
@@ -241,9 +244,12 @@ def test_the_same_images_make_the_same_bytes(here, tmp_path):
         target.chmod(0o600)
     pack(here, files)
     first = (here / "data/one.tar").read_bytes()
-    pack(here, other, "-o", "data/two.tar")
-    assert (here / "data/two.tar").read_bytes() == first
+    pack(here, other, "-o", "data/other.tar")
+    assert (here / "data/other.tar").read_bytes() == first
     assert params(here)["download"]["sha256"] == hashlib.sha256(first).hexdigest()
+    archive = shutil.make_archive(str(tmp_path / "two"), "zip", tmp_path, "one")
+    pack(here, archive)
+    assert (here / "data/two.tar").read_bytes() == first
     listed = subprocess.check_output(["tar", "tf", here / "data/one.tar"], text=True)
     assert listed.splitlines() == sorted(members(here / "data/one.tar"))
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
@@ -433,7 +439,7 @@ def test_colour_is_kept_if_any_pixel_has_one(tmp_path):
     save(tmp_path / "1.png", pixels)
     pixels[1, 2] = 9, 9, 10
     save(tmp_path / "2.png", pixels)
-    images = [look.look_at(str(tmp_path / f"{i}.png")) for i in range(3)]
+    images = [look.look_at(str(tmp_path / f"{i}.png"), read_file) for i in range(3)]
     labelled = [image._replace(label=str(i)) for i, image in enumerate(images)]  # type: ignore[union-attr]
     train = parameters.check(parameters.Train, load(PARAMS)["train"])
 
@@ -494,6 +500,12 @@ def test_what_cannot_be_packed_is_refused(here, tmp_path, folders, options, mess
     assert message in refusal(here, tmp_path / "set", *options)
 
 
+def test_an_archive_is_not_replaced_by_what_is_packed_of_it(here):
+    (here / "data/x.tar").touch()
+    line = "-o data/x.tar: it is FOLDER itself: give another name"
+    assert line in refusal(here, "data/x.tar")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -513,9 +525,9 @@ def test_params_that_cannot_be_edited_are_refused(here, tmp_path, old, new, mess
 
 def test_an_image_that_changes_meanwhile_is_refused(tmp_path):
     path = gray(tmp_path, {"a": 1}) / "a/0.png"
-    image = look.look_at(str(path))
+    image = look.look_at(str(path), read_file)
     assert isinstance(image, look.Image)
     gray(tmp_path, {"a": 1}, side=9)
     with pytest.raises(UserError, match="has changed since it was looked at"):
-        write([image], str(tmp_path / "x.tar"), dry_run=False)
+        write([image], read_file, str(tmp_path / "x.tar"), dry_run=False)
     assert not (tmp_path / "x.tar").exists()

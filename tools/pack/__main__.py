@@ -1,8 +1,8 @@
 """Pack a folder of images for the pipeline: `python -m tools.pack FOLDER`, then `make`.
 
-FOLDER holds CLASS/… or SPLIT/CLASS/…. Writes the images to a tar archive, and the
-settings for them to params.yaml. The same images give the same bytes, wherever and
-whenever they are packed. docs/own-images.md explains the options.
+FOLDER, or a tar or zip of it, holds CLASS/… or SPLIT/CLASS/…. Writes the images to a
+tar archive, and the settings for them to params.yaml. The same images give the same
+bytes, wherever and whenever they are packed. docs/own-images.md explains the options.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from stages.images.names import escape
 from stages.plumbing import artifacts, parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import MAX_CLASSES, MAX_SIDE, MIN_CLASSES
-from tools.image_files import LeftOut
+from tools.image_files import LeftOut, Source, open_source
 from tools.pack.labels import label_by_name, label_by_table, suggest
 from tools.pack.look import describe, look_at_all
 from tools.pack.params import choose_params, edit_params
@@ -27,7 +27,8 @@ from tools.pack.write import write
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; raise UserError for folders that do not exist."""
     parser = argparse.ArgumentParser("python -m tools.pack", description=__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…")
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…, or a tar or zip")
     share, side, level = between(0.01, 0.99, float), between(1, MAX_SIDE), between(1, 9)
     add = parser.add_mutually_exclusive_group().add_argument
     add("--level", type=level, metavar="N", help="the folder that is CLASS")
@@ -43,16 +44,22 @@ def parse_arguments() -> argparse.Namespace:
     add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")
     add("-o", dest="out", metavar="FILE.tar", help="the archive (default: in data/)")
     add("--dry-run", action="store_true", help="show everything, write nothing")
+    add("--list", action="store_true", help="name all files that are left out")
     arguments = parser.parse_args()
     arguments.folder = folder = os.path.expanduser(arguments.folder)
-    if not os.path.isdir(folder):
+    is_archive = os.path.isfile(folder)
+    if not (is_archive or os.path.isdir(folder)):
         raise UserError(f"FOLDER={folder!r} is not a folder: give one with CLASS/…")
     name = plain_name(os.path.basename(os.path.realpath(folder))) or "images"
+    if is_archive:
+        name = re.sub(r"(\.(tar|tgz|zip|gz|bz2|xz))+$", "", name, flags=re.IGNORECASE)
     arguments.out = out = os.path.expanduser(arguments.out or f"data/{name}.tar")
     if not out.endswith(".tar"):
         raise UserError(f"-o {out}: it is a tar: choose a name that ends in .tar")
     if not os.path.isdir(os.path.dirname(out) or "."):
         raise UserError(f"-o {out}: the folder does not exist: create it")
+    if os.path.exists(out) and os.path.samefile(out, folder):
+        raise UserError(f"-o {out}: it is FOLDER itself: give another name")
     return arguments
 
 
@@ -78,19 +85,26 @@ def pattern(text: str) -> re.Pattern[str]:
 def main() -> None:
     """Write the archive and params.yaml, and describe them."""
     arguments = parse_arguments()
+    parameters.load(parameters.Train)  # raises if this is no repository
+    left_out = LeftOut(listed=arguments.list)
+    with open_source(arguments.folder, left_out) as source:
+        pack(arguments, source, left_out)
+
+
+def pack(arguments: argparse.Namespace, source: Source, left_out: LeftOut) -> None:
+    """Write the archive and params.yaml for the images of a folder or archive."""
     folder, out, dry_run = arguments.folder, arguments.out, arguments.dry_run
-    train = parameters.load(parameters.Train)  # raises if it is not valid
+    train = parameters.load(parameters.Train)
     listed = parameters.read("data.classes")
     with open(parameters.FILE, encoding="utf-8", newline="") as file:
         text = file.read()
-    left_out = LeftOut()
-    images = name_members(folder, look_at_all(folder, left_out))
+    images = name_members(source.top, look_at_all(source, left_out))
     if arguments.labels:
         images = label_by_table(images, os.path.expanduser(arguments.labels), left_out)
     elif arguments.class_from:
         images = label_by_name(images, arguments.class_from, left_out)
     paths = [image.member for image in images]
-    layout = find_layout(folder, images, arguments.splits, arguments.level)
+    layout = find_layout(source.top, images, arguments.splits, arguments.level)
     share, group = arguments.valid or 0.2, arguments.group
     if layout.splits and (arguments.valid or group):
         raise UserError(
@@ -101,9 +115,7 @@ def main() -> None:
     reason = layout.reason or f"{100 * share:g} % of each class by content"
     reason += ", images of a group together" if group else ""
     say([f"splits: {names[0]} for training, {names[1]} for validation ({reason})"])
-    say(
-        f"left out, {why}: {count}, for example {path}" for why, count, path in left_out
-    )
+    say(f"left out, {line}" for line in left_out)
     count = len({image.label for image in images})
     if not MIN_CLASSES <= count <= MAX_CLASSES:
         is_given = arguments.labels or arguments.class_from
@@ -115,13 +127,15 @@ def main() -> None:
             f"each class's images in its own folder{hint}"
         )
     options = arguments.size, arguments.background
-    params = choose_params(images, listed, train, *options, gray=arguments.gray)
+    params = choose_params(
+        images, listed, train, *options, gray=arguments.gray, read=source.read
+    )
     params |= {"data.splits.train": names[0], "data.splits.valid": names[1]}
     params |= {"download.url": out, "download.sha256": ""}
     edit_params(text, params)  # raises, if at all, before anything is written
     say(describe(images, params))
     sys.stdout.flush()  # ends here if the pipe is closed
-    params["download.sha256"], line = write(images, out, dry_run=dry_run)
+    params["download.sha256"], line = write(images, source.read, out, dry_run=dry_run)
     say([line])
     save_params(text, edit_params(text, params), dry_run=dry_run)
 

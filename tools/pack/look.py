@@ -3,11 +3,10 @@
 import hashlib
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from stages.images.names import natural_order
 from stages.plumbing import workers
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
-from tools.image_files import LeftOut, walk
+from tools.image_files import LeftOut, Read, Source
 
 SMALL = 2**14  # bytes of a file that decodes in less than a millisecond
 FAINT = 32  # gray levels between ink and background that are hard to tell apart
@@ -46,32 +45,28 @@ class Image(NamedTuple):
     member: str = ""  # its name in the archive
 
 
-def look_at_all(folder: str, left_out: LeftOut) -> list[Image]:
-    """Inspect the images in and below a folder, in natural order."""
-    paths, images = [], []
-    for found in walk(folder, left_out):
-        if isinstance(found, OSError):
-            left_out.add(found.strerror or "cannot be listed", found.filename)
-        else:
-            paths.append(found)
-    total = sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+def look_at_all(source: Source, left_out: LeftOut) -> list[Image]:
+    """Inspect the images of a folder or an archive, in natural order."""
+    images, count = [], len(source.paths)
+    inspect = partial(look_at, read=source.read)
     with ThreadPoolExecutor(workers.available_processors()) as pool:
         # With small files, threads spend twice as long waiting as working.
-        looks = (pool.map if total > len(paths) * SMALL else map)(look_at, paths)
-        for look in progress(looks, "look at images", "images", len(paths)):
+        apply = pool.map if source.size > count * SMALL else map
+        looks = apply(inspect, source.paths)
+        for look in progress(looks, "look at images", "images", count):
             if isinstance(look, Image):
                 images.append(look)
             else:
-                left_out.add(*look)
+                left_out.add(*look, by_extension=True)
     return images
 
 
-def look_at(path: str) -> Image | tuple[str, str]:
+def look_at(path: str, read: Read) -> Image | tuple[str, str]:
     """Inspect an image file; if it is unusable, return the reason and its path."""
     try:
-        if os.path.getsize(path) > MAX_MEMBER:
+        content = read(path)
+        if len(content) > MAX_MEMBER:
             return f"larger than {MAX_MEMBER >> 20} MiB", path
-        content = Path(path).read_bytes()
         image = decode.load(content, "")
     except UserError as error:
         return str(error).removeprefix(": "), path
@@ -141,5 +136,4 @@ def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str
             findings.add("copies", f"{image.path} of {original.path}")
         if original.label != image.label:
             findings.add("copies in two classes", f"{image.path} of {original.path}")
-    for what, count, example in findings:
-        yield f"{what}: {count}, for example {example}"
+    yield from findings

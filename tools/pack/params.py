@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import FILE, Train
 from stages.plumbing.progress import progress
 from stages.plumbing.tensors import Decoding
+from tools.image_files import Read, read_file
 from tools.pack.look import Image
 
 MAX_SIDE = 64  # of images that are resized, in pixels
@@ -36,11 +36,12 @@ def choose_params(
     background: Any,
     *,
     gray: bool,
+    read: Read = read_file,
 ) -> dict[str, Any]:
     """Return the parameters that the images need, by dotted key.
 
     `listed` is the current data.classes; `size` and `background` are chosen if None.
-    `gray` converts colour to gray.
+    `gray` converts colour to gray. `read` reads the images.
     Raises UserError if the loss cannot learn that many classes.
     """
     classes = sorted({image.label for image in images}, key=natural_order)
@@ -56,7 +57,7 @@ def choose_params(
     if any(image.has_color for image in images) and not gray:
         color = "rgb"
     chosen = [image for image in images if image.split == 0]
-    pixels = read_pixels(chosen, Decoding(size, color, background))
+    pixels = read_pixels(chosen, read, Decoding(size, color, background))
     return {
         "data.classes": classes,
         "data.size": size,
@@ -65,17 +66,18 @@ def choose_params(
     } | choose_training(pixels, len(chosen), len(classes), train)
 
 
-def read_pixels(images: Sequence[Image], decoding: Decoding) -> NDArray[np.float32]:
+def read_pixels(
+    images: Sequence[Image], read: Read, decoding: Decoding
+) -> NDArray[np.float32]:
     """Decode some of the images as preprocess will: (N, H·W·C) in [0, 1]."""
 
-    def read(image: Image) -> NDArray[np.uint8]:
-        content = Path(image.path).read_bytes()
-        return decode(content, image.path, **decoding._asdict()).ravel()
+    def pixels(image: Image) -> NDArray[np.uint8]:
+        return decode(read(image.path), image.path, **decoding._asdict()).ravel()
 
-    rows = [read(images[0])]
+    rows = [pixels(images[0])]
     count = min(len(images), SAMPLE, max(2, SAMPLE_PIXELS // rows[0].size))
     spread = np.linspace(0, len(images) - 1, count).astype(int)  # images of all classes
-    rows = [read(images[i]) for i in progress(spread, "read pixels", "images", count)]
+    rows = [pixels(images[i]) for i in progress(spread, "read pixels", "images", count)]
     return np.array(rows, np.float32) / np.float32(255)
 
 

@@ -5,16 +5,18 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from hermetic import temporary
 from stages.images.archive import MAX_TOTAL
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
+from tools.image_files import Read
 from tools.pack.look import Image
 
 
-def write(images: Sequence[Image], out: str, *, dry_run: bool) -> tuple[str, str]:
+def write(
+    images: Sequence[Image], read: Read, out: str, *, dry_run: bool
+) -> tuple[str, str]:
     """Write a tar archive of the images, unless the file already has the same bytes.
 
     Returns its SHA-256, and a line about it. Raises UserError if `out` is not a tar, if
@@ -29,7 +31,7 @@ def write(images: Sequence[Image], out: str, *, dry_run: bool) -> tuple[str, str
     digest, size = hashlib.sha256(), 0
     try:
         with open(os.devnull if dry_run else partial, "wb") as file:
-            for block in tar_blocks(images):
+            for block in tar_blocks(images, read):
                 digest.update(block)
                 size += file.write(block)
         sha256 = digest.hexdigest()
@@ -46,11 +48,11 @@ def write(images: Sequence[Image], out: str, *, dry_run: bool) -> tuple[str, str
     return sha256, f"{out}: {done}, {size:,} bytes"
 
 
-def tar_blocks(images: Sequence[Image]) -> Iterator[bytes]:
+def tar_blocks(images: Sequence[Image], read: Read) -> Iterator[bytes]:
     """Yield a tar archive of the images, dated 1970, in pieces; raises like `write`."""
     size = 2 * tarfile.BLOCKSIZE  # of the end marker
     for image in progress(images, "pack", "images", len(images)):
-        content = Path(image.path).read_bytes()
+        content = read(image.path)
         if hashlib.sha256(content).digest() != image.digest:
             raise UserError(
                 f"{image.path} has changed since it was looked at: pack again"
