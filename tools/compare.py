@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import signal
 import tempfile
 import textwrap
 from collections import Counter, defaultdict
@@ -300,5 +299,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.explain_errors("compare")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently in `| head`
     main()

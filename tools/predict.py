@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 import warnings
 from array import array
@@ -208,6 +207,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.explain_errors("predict")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently in `| head`
     warnings.simplefilter("ignore")  # Pillow's; what it cannot read is an error
     main()

@@ -60,6 +60,7 @@ def start(stage: str) -> None:
     stage.
     """
     explain_errors(stage)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a stage has files to remove
     if re.search("[\udc80-\udcff]", folder := os.getcwd()):
         # Bytes that Python could not decode: XLA would end with std::bad_cast.
         raise UserError(
@@ -127,8 +128,9 @@ def check_environment(lock: str, installed: Iterable[str]) -> None:
 def explain_errors(command: str) -> None:
     """From now on, print an error the user can fix as one line: `command: error`.
 
-    SIGINT and SIGTERM raise Stopped, which is such an error. Characters that the
-    terminal cannot encode are printed as backslash escapes.
+    SIGINT and SIGTERM raise Stopped, which is such an error; in `| head`, the process
+    ends silently. Characters that the terminal cannot encode are printed as backslash
+    escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -148,6 +150,7 @@ def explain_errors(command: str) -> None:
 
     sys.excepthook = explain
     sys.unraisablehook = _unraisable
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for number in STOPS:
         signal.signal(number, _stop)
 

@@ -14,6 +14,11 @@ def test_any_terminal_can_show_the_table(built: Path):
         assert done.stdout.endswith("\nOpen metrics/report.html in a browser.\n")
 
 
+def test_a_closed_pipe_ends_it_silently(built: Path):
+    done = run(built, "sh", "-c", "python -m tools.summary | true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_missing_metrics_are_named_with_the_remedy(sources: Path, tmp_path: Path):
     folder = copy(sources, tmp_path / "a clone")
     for name in ("model.json", "baseline.json"):
