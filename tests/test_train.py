@@ -384,9 +384,10 @@ def test_a_diverging_training_names_both_parameters_that_can_be_too_large(
     run_stage, changes
 ):
     """With the default learning rate, `l2: 100` is what is too large."""
-    changed = {"loss": "log_loss", "l2": 5e-4} | changes
+    changed = {"loss": "log_loss", "learning_rate": 0.2, "l2": 5e-4} | changes
     assert refusal(run_stage, **changed) == (
-        f"train.learning_rate: 0.2 and train.l2: {changed['l2']} make "
+        f"train.learning_rate: {changed['learning_rate']} and train.l2: "
+        f"{changed['l2']} make "
         f"{changed['loss']} diverge to NaN or infinity: lower one of them"
     )
 

@@ -342,7 +342,7 @@ def changed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_figures_follow_from_the_predictions_of_both(built: Path, changed: Path):
     text = succeed(changed, *COMMAND)
-    assert re.search(r"^train.learning_rate +0.4 +0.01 +-0.39$", text, re.MULTILINE)
+    assert re.search(r"^train.learning_rate +0.2 +0.01 +-0.19$", text, re.MULTILINE)
     actual, old, old_p = read_predictions(built)
     _, new, new_p = read_predictions(changed)
     said = " ".join(text.split())
@@ -405,7 +405,7 @@ def test_an_unknown_revision_ends_in_one_line(lent: Path, rev):
 
 
 def test_a_workspace_that_is_out_of_date_is_not_compared(clone: Path):
-    edit(clone / "params.yaml", "learning_rate: 0.4", "learning_rate: 0.1")
+    edit(clone / "params.yaml", "learning_rate: 0.2", "learning_rate: 0.1")
     line = (
         "compare: the workspace is out of date (train, report): run dvc repro first\n"
     )
@@ -414,10 +414,10 @@ def test_a_workspace_that_is_out_of_date_is_not_compared(clone: Path):
     commit(clone, "not reproduced")
     done = run(clone, *COMMAND, "HEAD~1", "HEAD")
     assert done.stderr == (
-        "compare: HEAD has train.learning_rate: 0.1, but its results are of 0.4: check "
+        "compare: HEAD has train.learning_rate: 0.1, but its results are of 0.2: check "
         "it out, run dvc repro and commit\n"
     )
-    edit(clone / "params.yaml", "learning_rate: 0.1", "learning_rate: 0.4")
+    edit(clone / "params.yaml", "learning_rate: 0.1", "learning_rate: 0.2")
     (clone / PREDICTIONS).unlink()
     done = run(clone, *COMMAND, "HEAD~1")
     assert done.stderr == line.replace("train, report", "report")
