@@ -73,7 +73,8 @@ preprocess | ["3", "7"] | ["3", "4"]
     class '4' has no images in train: check data.classes and data.splits; other
     folders are mnist_sample/train/7, mnist_sample/valid/7
 train | momentum | momentun
-    params.yaml: train: … unknown field …momentun…: known keys are seed, loss, …
+    params.yaml: train: … unknown field …momentun…: known keys are seed,
+    subtract_mean, …
 train | loss: log_loss | loss: hinge
     params.yaml: train.loss: 'hinge' is not allowed. Expected one of squared_error,
     brier, absolute, log_loss

@@ -7,7 +7,7 @@ import numpy as np
 from stages.plumbing import artifacts
 from tests.conftest import run
 
-COMMAND = ("python", "-m", "tools.cross_validation", "--quick", "--folds", "2")
+COMMAND = ("python", "-m", "tools.cross_validation", "--folds", "2")
 
 
 def test_no_model_is_scored_on_an_image_that_it_was_trained_on(built, tmp_path):
