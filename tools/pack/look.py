@@ -37,7 +37,6 @@ class Image(NamedTuple):
     is_gray: bool  # as stored
     has_color: bool  # in any pixel
     is_turned: bool  # by its EXIF orientation
-    level: float  # mean gray level over black, 0 to 255
     opacity: float  # mean, 0 to 1; below 1 if any pixel is transparent
     ink: float  # mean gray level of opaque pixels, 0 to 255; NaN without any
     label: str = ""  # the name of its class
@@ -90,7 +89,6 @@ def look_at(path: str, read: Read) -> Image | tuple[str, str]:
         is_gray=decode.is_gray(image),
         has_color=any(difference.getbbox() for difference in differences),
         is_turned=orientation in range(2, 9),
-        level=level,
         opacity=opacity,
         ink=level / opacity if opacity else math.nan,
     )
