@@ -104,7 +104,7 @@ def test_plots_diff_has_every_plot_of_both_commits(lent, tmp_path):
     options = ["--json", "--split", "--out", str(tmp_path)]
     shown = json.loads(succeed(lent, "dvc", "plots", "diff", "HEAD~1", *options))
     assert not shown.get("errors"), shown["errors"]
-    tables = {"loss", "accuracy", "metrics/history.csv", "metrics/predictions.csv"}
+    tables = {"loss", "accuracy", "metrics/predictions.csv"}
     pictures = {f"metrics/{name}.png" for name in ("means", "weights", "mistakes")}
     assert shown["data"].keys() == tables | pictures
     for name, plots in shown["data"].items():
