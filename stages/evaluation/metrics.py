@@ -57,6 +57,16 @@ def log_loss(p_actual: Floats) -> float:
     return float(-np.log(np.clip(p_actual, np.finfo(np.float64).eps, 1)).mean())
 
 
+def prior_log_loss(train: Labels, valid: Labels) -> float:
+    """Return the log loss of always predicting the class shares of a training set.
+
+    Takes the labels of the training set and of the images to predict. A model with a
+    higher log loss is worse than guessing.
+    """
+    shares = np.bincount(train, minlength=int(valid.max()) + 1) / len(train)
+    return log_loss(shares[valid])
+
+
 def classification_metrics(
     actual: Labels,
     predicted: Labels,

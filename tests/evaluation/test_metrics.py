@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
+from sklearn.dummy import DummyClassifier
 
 from stages.evaluation import metrics
 from stages.evaluation.metrics import classification_metrics
@@ -75,6 +76,20 @@ def test_balanced_accuracy_and_log_loss_equal_scikit_learn(count):
 def test_a_probability_of_zero_costs_what_it_costs_in_scikit_learn():
     expected = sk.log_loss([0, 1], [[0, 1], [0.5, 0.5]])
     assert metrics.log_loss(np.array([0, 0.5])) == pytest.approx(expected)
+
+
+@given(labelled())
+def test_the_prior_log_loss_equals_that_of_scikit_learns_dummy_classifier(data):
+    valid, _, count = data
+    train = np.append(np.arange(count), valid[: len(valid) // 2]).astype(np.uint8)
+    dummy = DummyClassifier(strategy="prior").fit(train, train)
+    expected = sk.log_loss(valid, dummy.predict_proba(valid), labels=range(count))
+    assert metrics.prior_log_loss(train, valid) == pytest.approx(expected)
+
+
+def test_the_prior_log_loss_of_ten_equal_classes_is_the_log_of_ten():
+    train, valid = np.arange(50) % 10, np.array([3, 3, 9])
+    assert metrics.prior_log_loss(train, valid) == pytest.approx(np.log(10))
 
 
 @given(scored())
