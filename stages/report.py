@@ -137,7 +137,7 @@ def galleries(results: Results) -> dict[str, bytes]:
     trained, (images, actual) = results.trained, results.valid
     names = pictures.drawable_names(trained.classes)
     predicted = results.predictions["model"].labels
-    weights = pixel_images(trained)
+    weights = results.weights
     if not is_linear(trained):
         outputs = [f"unit {k}" for k in range(1, len(weights) + 1)]
     elif len(weights) == 1:
@@ -154,22 +154,20 @@ def galleries(results: Results) -> dict[str, bytes]:
     )
     return {
         "metrics/means.png": pictures.gallery(
-            pictures.to_images(means), [f"mean: {name}" for name in names], columns=5
+            pictures.to_images(means), [f"mean: {name}" for name in names]
         ),
         "metrics/weights.png": pictures.gallery(
             pictures.diverging(weights),
             [f"weights: {name}" for name in outputs],
-            columns=5,
         )
         if len(weights)  # else a blank one: DVC fails if an output is missing
-        else pictures.gallery([BLANK], ["no weights per pixel"], columns=1),
+        else pictures.gallery([BLANK], ["no weights per pixel"]),
         "metrics/mistakes.png": pictures.gallery(
             pictures.to_images(wrong),
             [
                 f"{i}: {names[actual[i]]} predicted as {names[predicted[i]]}\n{file}"
                 for i, file in zip(results.mistakes, files, strict=True)
             ],
-            columns=8,
         ),
     }
 
@@ -181,7 +179,7 @@ def main() -> None:
     params: dict[str, Any] = {
         section.__name__.lower(): parameters.load(section) for section in sections
     }
-    _, valid, classes, valid_in_train, decoding, names = tensors.load_tensors()
+    train, valid, classes, valid_in_train, decoding, names = tensors.load_tensors()
     means, distance, to_means = load_baseline(len(valid.images))
     trained = TrainedModel.load(artifacts.MODEL)
     # Stages run one by one can leave files that do not match.
@@ -207,12 +205,14 @@ def main() -> None:
         distance=distance,
         distances=to_means[0],  # the page takes the first image as its example
         trained=trained,
+        weights=pixel_images(trained),
         predictions={"baseline": predict_baseline(to_means), "model": predictions},
         p_predicted=p.p_predicted,
         metrics={
             "baseline": artifacts.load_json(artifacts.BASELINE_METRICS),
             "model": measured,
         },
+        prior_log_loss=metrics.prior_log_loss(train.labels, valid.labels),
         history=artifacts.load_csv(artifacts.HISTORY),
         sensitivity=artifacts.load_json(artifacts.SENSITIVITY),
         mistakes=most_confident_mistakes(

@@ -18,6 +18,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 # The parts of a gallery, in pixels.
 SIDE = 140  # of the square whose area limits an image
 GAP = 20
+COLUMNS = 4  # `dvc plots diff` has two galleries side by side
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES, MAX_CHARACTERS = 3, 60
 NAME_CHARACTERS = 20  # of a file name, about a line
@@ -126,13 +127,11 @@ def drawable_names(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def gallery(
-    images: Sequence[Image.Image], captions: Sequence[str], columns: int
-) -> bytes:
+def gallery(images: Sequence[Image.Image], captions: Sequence[str]) -> bytes:
     r"""Draw images of the same size in a grid, each with a caption, as a PNG file.
 
-    A \n in a caption starts a new line. Many images get more columns, so that there are
-    never more rows than columns.
+    A \n in a caption starts a new line. There are COLUMNS columns, or more so that
+    there are at most twice as many rows.
     """
     font = ImageFont.load_default(FONT_SIZE)
     tiles = [_enlarge(image) for image in images]
@@ -140,7 +139,7 @@ def gallery(
         [line for part in caption.split("\n") for line in wrap(part, font)]
         for caption in captions
     ]
-    columns = max(columns, math.ceil(math.sqrt(len(tiles))))
+    columns = max(COLUMNS, math.ceil(math.sqrt(len(tiles) / 2)))
     columns = max(1, min(columns, len(tiles)))
     rows = max(1, math.ceil(len(tiles) / columns))
     tile_width, tile_height = tiles[0].size if tiles else (SIDE, SIDE)

@@ -52,9 +52,11 @@ class Results(NamedTuple):
     distance: str  # from an image to a mean, l1 or l2
     distances: Floats  # (K,), from the first of the N images to the means
     trained: TrainedModel
+    weights: NDArray[np.float32]  # (n, H, W, C), from `pixel_images`
     predictions: Mapping[str, Predictions]  # by model, for the N images
     p_predicted: Floats  # (N,), by the trained model, of its prediction
     metrics: Mapping[str, Mapping[str, Any]]  # by model, as in metrics/*.json
+    prior_log_loss: float  # of always predicting the class shares of the training set
     history: list[dict[str, float]]  # a row per epoch, as in metrics/history.csv
     sensitivity: Mapping[str, float]  # empty if the model has no weights per pixel
     mistakes: NDArray[np.intp]  # indices of images to show, most confident first
@@ -69,8 +71,10 @@ def render(results: Results) -> str:
     matrices = {n: confusion_matrix(actual, p, count) for n, p in labels.items()}
     new = ~results.valid_in_train
     arrays = [means, trained.mean, *trained.params.values()]
-    small = sum(array.nbytes for array in arrays) <= MAX_EMBEDDED
-    twin = TWIN.read_text("utf-8") if small and os.path.exists(TWIN) else ""
+    pad, size = offers_pad(images, trained.decoding), sum(a.nbytes for a in arrays)
+    to_try = os.path.exists(TWIN) and (pad or len(results.mistakes) > 0)
+    small = size <= MAX_EMBEDDED
+    twin = TWIN.read_text("utf-8") if to_try and small else ""
     rankings = {name: p.ranking for name, p in results.predictions.items()}
     p = results.p_predicted
     p_first = np.where(labels["model"] == 0, p, 1 - p)  # of a pair of classes
@@ -88,6 +92,10 @@ def render(results: Results) -> str:
         "shorten": shorten,
         "many": count > MANY,
         "confusion": matrices,
+        "cells": {
+            n: {i: int(m.flat[i]) for i in np.flatnonzero(m).tolist()}
+            for n, m in matrices.items()
+        },
         "matrices": {n: data_uri(pictures.confusion(m)) for n, m in matrices.items()},
         "confusions": {name: confusions(m) for name, m in matrices.items()},
         "mcnemar": mcnemar(right["model"], right["baseline"]),
@@ -97,11 +105,13 @@ def render(results: Results) -> str:
         and charts.pair_charts(rankings, p_first, actual == 0),
         "mean_uris": _plain(means),
         "example": _plain(images[:1]) + _signed([difference], limit=1),
-        "weights": _signed(pixel_images(trained)),
+        "weights": _signed(results.weights),
         "linear": is_linear(trained),
         # Not shrunk if they can be tried: the model needs all pixels.
         "wrong": _plain([images[i] for i in results.mistakes], whole=bool(twin)),
-        "pad": offers_pad(images, trained.decoding),
+        "pad": pad,
+        "too_large": to_try and not small and size,
+        "max_embedded": MAX_EMBEDDED,
         "twin": twin,
         "embedded": twin and _embed(results),
     }

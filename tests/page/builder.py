@@ -8,9 +8,9 @@ import numpy as np
 
 from stages import report
 from stages.baseline import distances
-from stages.evaluation.metrics import classification_metrics
+from stages.evaluation.metrics import classification_metrics, prior_log_loss
 from stages.evaluation.model_file import TrainedModel
-from stages.page.render import Results
+from stages.page.render import Results, pixel_images
 from stages.plumbing import parameters
 from stages.plumbing.tensors import Decoding, Split
 
@@ -68,14 +68,20 @@ def build_results(
         distance=distance,
         distances=to_means[0],
         trained=trained,
+        weights=pixel_images(trained),
         predictions=predictions,
         p_predicted=p.p_predicted,
         metrics={
             name: classification_metrics(
-                valid.labels, q.labels, [*classes], q.ranking if pair else None
+                valid.labels,
+                q.labels,
+                [*classes],
+                q.ranking if pair else None,
+                p.p_actual if name == "model" else None,
             )
             for name, q in predictions.items()
         },
+        prior_log_loss=prior_log_loss(valid.labels, valid.labels),
         history=[{"epoch": 0, **epoch}, {"epoch": 1, **epoch}],
         sensitivity={"pixel": 3, **dict.fromkeys(moments, 0.5)},
         mistakes=report.most_confident_mistakes(

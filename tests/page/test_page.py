@@ -17,6 +17,7 @@ import pytest
 from stages import model, report
 from stages.baseline import distances
 from stages.evaluation import outputs
+from stages.evaluation.metrics import classification_metrics
 from stages.evaluation.model_file import TrainedModel
 from stages.page import pictures, render
 from stages.plumbing import artifacts
@@ -27,9 +28,10 @@ from tests.page.builder import build_results
 HOSTILE = ['<img src=x onerror="window.broken = 1">', "<script>window.broken = '&"]
 SCRIPTS = ["Шайба", "猫の種類", "قطة", "ж" * 200, "a b", "<i>&amp;<b>", 'it\'s "x"']
 MANY = [f"{SCRIPTS[k % len(SCRIPTS)]} {k}" for k in range(30)]
+WORDS = [f"a name of words, number {k}" for k in range(10)]
 INVENTED: dict[str, Any] = {
     "hostile names": (HOSTILE, (20, 31, 3), "target", "l2"),
-    "ten classes": ([str(i) for i in range(10)], (64, 64, 1), "softmax", "l1"),
+    "ten classes": (WORDS, (64, 64, 1), "softmax", "l1"),
     "one versus rest": (["a", "b", "c"], (9, 9, 3), "one_versus_rest", "l1"),
     "thirty classes of strips": (MANY, (6, 90, 1), "softmax", "l2"),
     "long names": (["cat " * 70 + end for end in "ab"], (160, 5, 1), "sigmoid", "l1"),
@@ -221,6 +223,10 @@ def test_the_page_fits_its_window_and_names_what_it_shows(shown, browser, width)
     browser.show(shown.page, width)
     browser.run("document.querySelector('button[data-try]').click()")
     assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelector('#result table').clientWidth") < width
+    tables = "[...document.querySelectorAll('.wide')]"
+    scroll = browser.run(f"{tables}.some((t) => t.scrollWidth > t.clientWidth)")
+    assert width < 1200 or not scroll
     assert browser.run("performance.getEntriesByType('resource').length") == 0
     assert browser.run("document.querySelectorAll('h1, main').length") == 2
     names = "[...document.querySelectorAll('bdi')]"
@@ -232,7 +238,32 @@ def test_the_page_fits_its_window_and_names_what_it_shows(shown, browser, width)
     ):
         assert browser.run(f"{wrong}.map((element) => element.outerHTML)") == []
     alien = browser.run("[document.scripts.length, window.broken ?? null]")
-    assert alien == [3, None]
+    assert alien == [3 + (len(shown.trained.classes) > render.MANY), None]
+
+
+@needs_browser
+def test_a_cell_of_a_large_confusion_matrix_tells_its_classes_and_count(
+    browser, tmp_path
+):
+    results = build_results(MANY, (6, 9, 1), "softmax")
+    predicted = results.predictions["baseline"].labels
+    index = np.flatnonzero(predicted != results.valid.labels)[0]
+    row, column = int(results.valid.labels[index]), int(predicted[index])
+    count = sum((results.valid.labels == row) & (predicted == column))
+    browser.show(write(tmp_path, results).page)
+    picture = browser.send("/element", using="css selector", value=".matrix")
+    side = browser.run("document.querySelector('.matrix').width")
+    x, y = (round(((k + 0.5) / 30 - 0.5) * side) for k in (column, row))
+    browser.run("document.querySelector('.matrix').scrollIntoView({ block: 'center' })")
+    browser.move({"type": "pointerMove", "origin": picture, "x": x, "y": y})
+    text = f"{MANY[row]} predicted as {MANY[column]}: {count}"
+    figure = "document.querySelector('.axes')"
+    assert browser.run(f"{figure}.lastElementChild.textContent") == text
+    assert browser.run(f"{figure}.querySelector('img').title") == text
+    axes = browser.run(
+        f"[...{figure}.querySelectorAll('span')].map((s) => s.innerText)"
+    )
+    assert axes == ["actual class", "predicted class"]
 
 
 @needs_browser
@@ -421,6 +452,59 @@ def test_weights_are_named_after_classes_only_where_they_are_of_classes(monkeypa
     assert captions(results) == ["no weights per pixel"]
 
 
+def with_mistakes(by_model: int, by_baseline: int, log_loss: float) -> render.Results:
+    """Compute results of models that get so many images wrong, the same ones first."""
+    results = build_results()
+    labels, order = results.valid.labels, np.arange(len(results.valid.labels))
+    predictions = {
+        name: results.predictions[name]._replace(
+            labels=np.where(order < wrong, 1 - labels, labels)
+        )
+        for name, wrong in (("model", by_model), ("baseline", by_baseline))
+    }
+    metrics = {
+        name: {"log_loss": log_loss}
+        | classification_metrics(labels, p.labels, ["a", "b"], p.ranking)
+        for name, p in predictions.items()
+    }
+    return results._replace(predictions=predictions, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("by_model", "by_baseline", "log_loss", "said"),
+    [
+        (6, 0, 0.3, "The trained model is worse than the baseline."),  # p = 2 / 2**6
+        (5, 0, 0.3, "The trained model is no better than the baseline."),
+        (0, 6, 0.7, "Its probabilities are worse than guessing: their log loss is"),
+        (0, 6, 0.693147, ""),  # log 2
+        (1, 1, 0.3, ""),
+    ],
+)
+def test_the_headline_says_if_the_model_is_worse_than_the_baseline_or_guessing(
+    by_model, by_baseline, log_loss, said
+):
+    results = with_mistakes(by_model, by_baseline, log_loss)
+    page = " ".join(render.render(results).split())
+    assert ('class="lead worse"' in page) == bool(said)
+    assert said in page
+    significant = {6: True, 5: False}.get(abs(by_model - by_baseline))
+    assert ("statistically significant</strong>" in page) == (significant is not None)
+    assert ("not statistically significant" in page) == (significant is False)
+    assert ("Both get the same images right." in page) == (by_model == by_baseline)
+
+
+def test_the_page_says_why_it_shows_no_mistakes_and_offers_none_to_try():
+    for wrong, said in (
+        (0, "The trained model makes none."),
+        (9, "The trained model makes 9, and report.mistakes is 0."),
+    ):
+        results = with_mistakes(wrong, 0, 0.3)._replace(mistakes=np.empty(0, np.intp))
+        page = " ".join(render.render(results).split())
+        assert said in page
+        assert "<script" not in page
+        assert "can be tried" not in page
+
+
 @pytest.mark.usefixtures("in_tmp_path")
 def test_the_page_escapes_names_and_reads_no_data():
     results = build_results(["<b>", "&amp;"])
@@ -436,5 +520,5 @@ def test_the_page_says_if_the_training_loss_rises():
     assert "<code>train.learning_rate</code>" not in render.render(results)
     rising = [*results.history, {**results.history[0], "epoch": 2, "train_loss": 0.6}]
     page = render.render(results._replace(history=rising))
-    assert "After 1 of 1 epochs, the training loss is <strong>above" in page
+    assert "After 1 of 2 epochs, the training loss is <strong>above" in page
     assert "<code>train.learning_rate</code>" in page
