@@ -93,10 +93,7 @@ def seen(
 ) -> look.Image:
     """Return what `look_at` finds out about an image, half of it transparent."""
     opacity = 0.0 if np.isnan(ink) else 0.5
-    level = np.nan_to_num(ink) * opacity
-    return look.Image(
-        "x.png", digest, size, True, False, False, level, opacity, ink, label
-    )
+    return look.Image("x.png", digest, size, True, False, False, opacity, ink, label)
 
 
 TRAIN = parameters.check(parameters.Train, load(PARAMS)["train"])
