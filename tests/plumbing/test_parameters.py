@@ -97,7 +97,7 @@ REFUSED: dict[str, list[tuple[Any, str]]] = {
     "model.init_std": [(float("inf"), "<= 1000000"), (-1, ">= 0")],
     "train.seed": [(-1, ">= 0"), (2**32, "<")],
     "train.loss": [("mse", "squared_error, brier, absolute, log_loss")],
-    "train.schedule": [(None, "constant, cosine")],
+    "train.schedule": [(None, "constant, cooldown")],
     "train.learning_rate": [
         *((0, "> 0"), (1e7, "<= 1000000"), (float("nan"), "`float`")),
         *((float("inf"), "<= 1000000"), (float("-inf"), "> 0"), (True, "`float`")),
