@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, commit, succeed
+from tests.conftest import ROOT, edit, succeed
 
 DOC = (ROOT / "docs/another-model.md").read_text("utf-8")
 SIMPLE_NET, CONVOLUTION = re.findall(r"```diff\n(.*?)```", DOC, re.DOTALL)
@@ -56,7 +56,10 @@ def test_another_model_is_one_file(clone, patch, lines):
     assert [row[1] for row in rows] == [first["predicted"], last["predicted"]]
     assert float(rows[0][2]) == pytest.approx(float(first["p_predicted"]), abs=1e-5)
 
-    if patch == CONVOLUTION:  # has more to go wrong
-        commit(clone)
-        verified = succeed(clone, "python", "-m", "tools.verify")
-        assert "13 of 13 outputs have the bytes" in verified
+    if patch == CONVOLUTION:  # XLA sums on several threads
+        edit(clone / "params.yaml", "epochs: 4", "epochs: 1")
+        models = []
+        for _ in range(2):
+            succeed(clone, "python", "-m", "stages", "train")
+            models.append((clone / "models/model.npz").read_bytes())
+        assert models[0] == models[1]
