@@ -36,7 +36,6 @@ def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Arr
 
     l1 is the mean absolute difference of the pixels, l2 the root mean square.
     """
-
     # As rows: over a last axis of one channel, XLA would take twenty times as long.
     pixels, mean_pixels = (a.reshape(len(a), -1) for a in (images, means))
 
