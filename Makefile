@@ -55,7 +55,7 @@ COMPILE := --python $(BIN)/python --quiet --upgrade --universal --fork-strategy 
 
 clean:  ## Remove the environment, the outputs and DVC's cache
 	rm -rf .venv .dvc/cache .dvc/tmp .hypothesis .*_cache data/archive data/tensors.npz models/*.npz
-	rm -rf metrics/*.png metrics/predictions.csv metrics/report.html
+	rm -rf metrics/*.png metrics/history.csv metrics/predictions.csv metrics/report.html
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /make \1\t/p' Makefile | expand -t 20

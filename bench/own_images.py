@@ -1,9 +1,11 @@
-"""Compare the model with scikit-learn's on other images, as packed, without an edit.
+"""Compare the model with scikit-learn's on other images, as pack sets it up.
 
 Run `python -m bench.own_images > bench/own_images.md` where scikit-image and matplotlib
 are installed, too: about five minutes. Makes folders of images from what these packages
 and scikit-learn ship, packs each, runs the pipeline in a temporary clone of the last
-commit, and fits `LogisticRegression(max_iter=1000)` on the same arrays.
+commit, and fits `LogisticRegression(max_iter=1000)` on the same arrays. As good
+means an accuracy at most one standard error (±) lower, and a log loss at most 10 %
+higher.
 """
 
 import io
@@ -51,7 +53,7 @@ def textures(*names: str, step: int = 32) -> Labelled:
 def letters(characters: str, side: int) -> Labelled:
     """Draw characters, black on white, in each font of matplotlib that has them."""
     for path in sorted(Path(matplotlib.get_data_path()).glob("fonts/ttf/*.ttf")):
-        if not path.name.startswith(("STIXSiz", "cmex", "cmsy")):  # signs only
+        if not path.name.startswith(("STIXSiz", "cmex", "cmsy")):  # symbols only
             font = ImageFont.truetype(path, int(0.7 * side))
             for character in characters:
                 image = Image.new("L", (side, side), 255)
@@ -61,7 +63,7 @@ def letters(characters: str, side: int) -> Labelled:
 
 
 def distorted(images: Labelled, copies: int) -> Labelled:
-    """Turn, move and compress copies of images."""
+    """Rotate, shift and compress copies of images."""
     rng = np.random.default_rng(0)
     for name, image in images:
         for _ in range(copies):

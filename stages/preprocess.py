@@ -28,7 +28,7 @@ from stages.plumbing.tensors import Decoding, Split
 MAX_FOLDERS_SHOWN = 8
 CONVERTED = {
     "gray": "in colour or with a palette, converted to gray",
-    "rgb": "gray, taken as they are",
+    "rgb": "gray, given three equal channels",
 }
 """What `preprocess` counts, by data.color."""
 RECORD = struct.Struct("7q")
@@ -144,10 +144,10 @@ def read_images(
 ) -> NDArray[np.uint8]:
     """Decode images in parallel; the image of entries[i] goes to row rows[i].
 
-    Returns the images (N, H, W, C), memory-mapped from `file`, and prints how many gray
-    ones `rgb` took or coloured ones `gray` converted. Raises UserError if the disk is
-    too small, or for the first member, in archive order, that is unusable or differs in
-    size from the first image.
+    Returns the images (N, H, W, C), memory-mapped from `file`, and prints how many
+    images `decoding.color` has converted. Raises UserError if the disk is too small, or
+    for the first member, in archive order, that is unusable or differs in size from the
+    first image.
     """
     count, options = len(entries), decoding._asdict()
     # Shared with the workers.

@@ -25,8 +25,8 @@ from stages.plumbing.tensors import Split
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
 STEPS, TOLERANCE = 200, 1e-3
-"""Training has converged if the loss falls by less than this share in that many steps,
-and in two epochs."""
+"""Training has converged once the loss falls by less than a share of TOLERANCE in STEPS
+steps, or in two epochs if those take more steps."""
 
 
 State = tuple[Params, Any]  # the params and optax's optimizer state
@@ -138,9 +138,9 @@ def window(config: parameters.Train, count: int) -> int:
 
 
 def fall_per_epoch(losses: Sequence[float], window: int) -> float:
-    """Return by which share of itself the loss fell an epoch; negative if it rose.
+    """Return the share by which the loss fell per epoch; negative if it rose.
 
-    Compares the means over the last `window` epochs and over those before, since
+    Compares the means over the last `window` epochs and the `window` before, since
     minibatches make the loss fluctuate.
     """
     window = min(window, len(losses) // 2)
@@ -165,9 +165,9 @@ def learning_rates(
 ) -> Iterator[float]:
     """Yield the learning rate of each epoch; the caller appends its training loss.
 
-    The rate is constant until the loss has converged. With the schedule `cooldown`, it
-    then falls linearly for half as many epochs, which averages out the noise of the
-    minibatches (Hägele et al. 2024).
+    The rate is constant until the loss has converged or `constant_epochs` are over.
+    With the schedule `cooldown`, it then falls linearly to 0 for half as many epochs,
+    which averages out the noise of the minibatches (Hägele et al. 2024).
     """
     for epoch in range(1, constant_epochs(config) + 1):
         yield config.learning_rate
@@ -285,9 +285,10 @@ def sensitivity(
 def advice(
     losses: Sequence[float], config: parameters.Train, images: int
 ) -> Iterator[str]:
-    """Yield what to change if the training losses (epochs + 1,) rose, or still fell."""
+    """Yield what to change if the training losses (epochs + 1,) rose or still fell."""
     epochs, width = len(losses) - 1, window(config, images)
-    before = losses[: 1 + constant_epochs(config)]  # the learning rate goes down
+    # The cooldown itself lowers the loss, and then hardly changes it.
+    before = losses[: 1 + constant_epochs(config)]
     if worse := sum(loss > losses[0] for loss in losses[1:]):
         yield (
             f"after {worse} of {epochs} epochs, the training loss was above that of "
@@ -295,9 +296,9 @@ def advice(
         )
     elif epochs == config.epochs and not converged(before, width):
         yield (
-            "not converged: the training loss still fell by "
-            f"{100 * fall_per_epoch(before, width):.2g} % an epoch: raise train.epochs "
-            "or train.learning_rate"
+            "not converged: the training loss was still falling by "
+            f"{100 * fall_per_epoch(before, width):.2g} % per epoch: raise "
+            "train.epochs or train.learning_rate"
         )
 
 

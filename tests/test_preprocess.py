@@ -145,7 +145,7 @@ HUES = {"3": (200, 70, 82), "7": (40, 150, 88)}
     ("color", "line"),
     [
         ("gray", "in colour or with a palette, converted to gray: 4, for example v"),
-        ("rgb", "gray, taken as they are: 1, for example valid/7/gray.png"),
+        ("rgb", "gray, given three equal channels: 1, for example valid/7/gray.png"),
     ],
 )
 @pytest.mark.parametrize("count", [1, 2])

@@ -272,7 +272,7 @@ def rates_of(losses: Callable[[int], float], **changes: Any) -> tuple[list, list
         (
             lambda i: 0.98**i,
             40,
-            "not converged: .* still fell by 2 % an epoch: raise",
+            "not converged: .* was still falling by 2 % per epoch: raise",
         ),
         (lambda i: 0.5 + 0.5**i, 14, None),  # it falls by about 9 / 2^i in two epochs
         (lambda _: 1.0, 4, None),

@@ -1,7 +1,7 @@
 """Choose the defaults of `train` in params.yaml by cross-validation.
 
-Run `python -m tools.cross_validation` after `dvc repro`: it takes ten minutes on two
-cores. Only the training images are used, and the stage's own training function.
+Run `python -m tools.cross_validation` after `dvc repro`: it takes two minutes on two
+cores. It uses only the training images, and the stage's own training function.
 
 Each image is scored by the model trained without its fold. The standard error of the
 difference between two settings is that of its mean over the images; a setting within

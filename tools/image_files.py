@@ -114,7 +114,7 @@ def find_entries(
     entries: dict[str, Entry] = {}
     for path, entry in archive.find(select):
         if path in entries:
-            left_out.add("twice in the archive, the last one is taken", path)
+            left_out.add("twice in the archive: only the last is used", path)
         entries[path] = entry
     for name in sorted(hidden):
         left_out.add(names.HIDDEN, f"{top}/{name}")

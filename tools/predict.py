@@ -121,7 +121,7 @@ class Evaluation:
         )
         # Of the classes that have images.
         recall = np.array([*found["recall"].values()])[np.unique(actual)].mean()
-        left = f"; in no folder of a class: {self.others}, for example "
+        left = f"; not in a class folder: {self.others}, for example "
         left = left + escape(self.example) if self.others else ""
         low, high = found["accuracy_low"], found["accuracy_high"]
         return (

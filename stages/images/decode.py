@@ -101,7 +101,7 @@ def to_pixels(
     # Pillow has width first.
     if size is not None and image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.atleast_3d(np.asarray(image))  # adds the axis of a single channel
+    return np.atleast_3d(np.asarray(image))  # adds a channel axis to gray
 
 
 def is_gray(image: Image.Image) -> bool:

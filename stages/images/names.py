@@ -22,7 +22,7 @@ OTHER_FILES = {
     "a raw photo: convert it to JPEG": "arw cr2 cr3 dng nef nrw orf pef raf rw2 srw",
     "an archive: unpack it": "7z bz2 gz rar tar tgz xz zip",
 }
-"""Reasons to skip files, and their extensions. Of raw photos, which are TIFF files,
+"""Reasons to skip files, and their extensions. Many raw photos are TIFF files, of which
 Pillow would read the thumbnail."""
 REASONS = {f".{end}": why for why, ends in OTHER_FILES.items() for end in ends.split()}
 SYSTEM = {

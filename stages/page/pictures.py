@@ -47,7 +47,7 @@ def shrink(images: Iterable[NDArray], side: float) -> NDArray:
         if by >= 1:
             return image
         size = max(1, round(width * by)), max(1, round(height * by))
-        # Pillow has no floats in colour, so one channel at a time.
+        # Pillow has no colour mode of floats, so resize one channel at a time.
         channels = [
             np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BOX))
             for channel in np.moveaxis(image, 2, 0)
@@ -61,15 +61,16 @@ def to_images(pixels: NDArray) -> list[Image.Image]:
     """Convert pixels (N, H, W, C): uint8, or floats from 0 (black) to 1 (white)."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels * 255).astype(np.uint8)
-    # Pillow takes gray without an axis of channels.
+    # Pillow takes gray images without a channel axis.
     return [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
 
 
 def diverging(values: NDArray, limit: float | None = None) -> list[Image.Image]:
     """Colour values (N, H, W, 1) from -limit (blue) to limit (red); 0 is transparent.
 
-    Those of three channels, (N, H, W, 3), become the light of a colour, from none to
-    full; 0 is middle gray. The limit is the largest absolute value unless given.
+    Three channels, (N, H, W, 3), become red, green and blue, each from dark (-limit) to
+    bright (limit); 0 is middle gray. The limit is the largest absolute value unless
+    given.
     """
     limit = limit or float(np.abs(values).max(initial=0)) or 1.0
     indices = np.rint(128 + 127 * np.clip(values / limit, -1, 1)).astype(np.uint8)
@@ -130,8 +131,8 @@ def drawable_names(classes: Sequence[str]) -> list[str]:
 def gallery(images: Sequence[Image.Image], captions: Sequence[str]) -> bytes:
     r"""Draw images of the same size in a grid, each with a caption, as a PNG file.
 
-    A \n in a caption starts a new line. There are COLUMNS columns, or more so that
-    there are at most twice as many rows.
+    A \n in a caption starts a new line. There are COLUMNS columns, or more, so that
+    rows are at most twice as many.
     """
     font = ImageFont.load_default(FONT_SIZE)
     tiles = [_enlarge(image) for image in images]

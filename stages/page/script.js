@@ -9,7 +9,7 @@ const clip = (x) => Math.min(Math.max(x, 2 ** -1022), 1);
 const { classes, shape: [height, width, channels], outputs, distance, bars, expected,
   ...embedded } = JSON.parse($("embedded").textContent);
 const means = floats(embedded.means);  // of the classes, (K, H, W, C)
-const mean = floats(embedded.mean);  // subtracted from what the model sees, (H, W, C)
+const mean = floats(embedded.mean);  // subtracted before the model, (H, W, C)
 const params = Object.fromEntries(Object.entries(embedded.arrays).map(
   ([name, { shape, data }]) => [name, { shape, data: floats(data) }]));
 

@@ -176,7 +176,7 @@ def _explain(
         return f"{key}: {reason[:120]}"
     shown = str(value)[:60]
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
-    # The strings of a Literal, which may be an option: msgspec does not list them.
+    # The strings of a Literal, maybe in a union with None: msgspec does not list them.
     kinds = [kind := fields.get(path.removeprefix(".")), *get_args(kind)]
     allowed = [name for k in kinds for name in get_args(k) if isinstance(name, str)]
     if allowed:

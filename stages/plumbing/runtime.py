@@ -62,9 +62,9 @@ def start(stage: str) -> None:
     explain_errors(stage)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a stage has files to remove
     if re.search("[\udc80-\udcff]", folder := os.getcwd()):
-        # Bytes that Python could not decode: XLA would end with std::bad_cast.
+        # Bytes that Python could not decode: XLA would crash with std::bad_cast.
         raise UserError(
-            f"the path {folder} is not {sys.getfilesystemencoding()}: rename the "
+            f"the path {folder} is not valid {sys.getfilesystemencoding()}: rename the "
             "folder, or use a UTF-8 locale and unset PYTHONUTF8"
         )
     pin()

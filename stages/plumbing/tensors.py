@@ -127,6 +127,6 @@ def parse_decoding(path: str, array: NDArray[np.str_]) -> Decoding:
 
 def digest_image(image: NDArray[np.uint8]) -> str:
     """Return a digest of an image's shape and pixels, the same on every machine."""
-    # The number of bytes tells the number of channels.
+    # The length implies the channels; gray images keep their earlier digests.
     content = f"{image.shape[:2]}".encode() + image.tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -92,7 +92,7 @@ def test_names_of_other_systems_are_read_and_odd_ones_are_told():
         assert contents(source) == [("a/1.png", png(1)), ("b/2.png", png(3))]
     assert [*left_out] == [
         "with an absolute path, or with ..: 2, for example x.zip//x/a/3.png",
-        "twice in the archive, the last one is taken: 1, for example x.zip/x/b/2.png",
+        "twice in the archive: only the last is used: 1, for example x.zip/x/b/2.png",
     ]
 
 

@@ -166,11 +166,11 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         "left out, has the mode LAB: save it as RGB or gray: 1 .tif, for example {}/gi",
         "left out, not a regular file: 1, for example {}/gifs/pipe.png",
         "left out, a link to a folder: 1, for example {}/linked",
-        "left out, not in the folder of a class: 1, for example {}/0.png",
+        "left out, not in a class folder: 1, for example {}/0.png",
         f"left out, {names.NO_IMAGE}: 1 .txt, for example {{}}/notes.txt",
         "left out, a drawing: export it as PNG: 1 .svg, for example {}/gifs/",
         "left out, hidden: 2, for example {}/",
-        "left out, of a class without images for the other split: 1, for example {}/s",
+        "left out, of a class with images for one split only: 1, for example {}/s",
         "left out, not a readable PNG",
     ):
         assert "\n" + line.format(motley) in shown

@@ -273,14 +273,14 @@ def test_a_folder_of_class_folders_ends_with_the_metrics(built, tmp_path):
     assert len(known) == 18
     assert 0 < sum(right) < 18
     assert shown[27:] == done.stderr.splitlines()
-    other = f"in no folder of a class: 9, for example {tmp_path}/test/c/0.png"
+    other = f"not in a class folder: 9, for example {tmp_path}/test/c/0.png"
     first = rf"accuracy +{right.mean():.4f} \(95 % .* to .*\), on 18 images; {other}"
     assert re.fullmatch(first, shown[27])
     assert shown[28:] == [
         f"balanced accuracy  {np.mean(recall):.4f}",
         f"log loss           {-np.log(p_actual).mean():.4f}",
     ]
-    # Most of these images are in no folder of a class.
+    # Most of these images are not in a class folder.
     given = tmp_path / "test/b", tmp_path / "test/c"
     assert "accuracy" not in ask(built, "--model", model, *given)
 

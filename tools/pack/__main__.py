@@ -31,14 +31,24 @@ def parse_arguments() -> argparse.Namespace:
     add("folder", metavar="FOLDER", help="CLASS/… or SPLIT/CLASS/…, or a tar or zip")
     share, side, level = between(0.01, 0.99, float), between(1, MAX_SIDE), between(1, 9)
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--level", type=level, metavar="N", help="the folder that is CLASS")
+    add("--level", type=level, metavar="N", help="CLASS is the Nth folder below FOLDER")
     add("--labels", metavar="FILE", help="a CSV file with the classes")
     add("--class-from", type=pattern, metavar="REGEX", help="finds CLASS in a path")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--splits", nargs=2, metavar=("TRAIN", "VALID"))
-    add("--group", type=pattern, metavar="REGEX", help="finds what stays together")
+    add(
+        "--group",
+        type=pattern,
+        metavar="REGEX",
+        help="images with the same match stay together",
+    )
     add = parser.add_argument
-    add("--valid", type=share, metavar="SHARE", help="for validation (default: 0.2)")
+    add(
+        "--valid",
+        type=share,
+        metavar="SHARE",
+        help="of each class, for validation (default: 0.2)",
+    )
     add("--size", nargs=2, type=side, metavar=("H", "W"), help="in pixels, for all")
     add("--gray", action="store_true", help="convert colour to gray")
     add("--background", type=between(0, 255), metavar="N", help="gray level, 0 to 255")
@@ -49,7 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments.folder = folder = os.path.expanduser(arguments.folder)
     is_archive = os.path.isfile(folder)
     if not (is_archive or os.path.isdir(folder)):
-        raise UserError(f"FOLDER={folder!r} is not a folder: give one with CLASS/…")
+        raise UserError(
+            f"FOLDER={folder!r} does not exist: give a folder, tar or zip of CLASS/…"
+        )
     name = plain_name(os.path.basename(os.path.realpath(folder))) or "images"
     if is_archive:
         name = re.sub(r"(\.(tar|tgz|zip|gz|bz2|xz))+$", "", name, flags=re.IGNORECASE)
@@ -109,7 +121,7 @@ def pack(arguments: argparse.Namespace, source: Source, left_out: LeftOut) -> No
     if layout.splits and (arguments.valid or group):
         raise UserError(
             f"{'--valid' if arguments.valid else '--group'}: "
-            f"{' and '.join(layout.splits)} are splits ({layout.reason}): leave it out"
+            f"{' and '.join(layout.splits)} are splits ({layout.reason}): drop it"
         )
     images, names = place(images, layout, share, group, left_out)
     reason = layout.reason or f"{100 * share:g} % of each class by content"
@@ -118,13 +130,14 @@ def pack(arguments: argparse.Namespace, source: Source, left_out: LeftOut) -> No
     say(f"left out, {line}" for line in left_out)
     count = len({image.label for image in images})
     if not MIN_CLASSES <= count <= MAX_CLASSES:
-        is_given = arguments.labels or arguments.class_from
-        hint = "" if is_given else suggest(folder, paths)
+        hint = "correct the table or the pattern"
+        if not (arguments.labels or arguments.class_from):
+            hint = "put each class's images in its own folder" + suggest(folder, paths)
         classes = "1 class" if count == 1 else f"{count} classes"
         bound = f"at most {MAX_CLASSES}" if count > 2 else f"at least {MIN_CLASSES}"
         raise UserError(
-            f"{folder}: found {classes} with images for both splits, need {bound}: put "
-            f"each class's images in its own folder{hint}"
+            f"{folder}: found {classes} with images for both splits, need {bound}: "
+            f"{hint}"
         )
     options = arguments.size, arguments.background
     params = choose_params(

@@ -1,4 +1,4 @@
-"""Read the classes and splits of images from names or a table, or suggest to."""
+"""Read the classes and splits of images from names or a table, or suggest how to."""
 
 import csv
 import os
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def rank(name: str) -> int:
-    """Return the number of the only one of WORDS in a folder's name, else 0."""
+    """Return the key in WORDS of the words in a folder's name; 0 if none or several."""
     found = {RANKS.get(word, 0) for word in re.split("[^a-z]", name.lower())} - {0}
     return found.pop() if len(found) == 1 else 0
 
@@ -64,7 +64,7 @@ def label_by_name(
 def label_by_table(
     images: Sequence[Image], file: str, left_out: LeftOut
 ) -> list[Image]:
-    """Return the images with one class in a CSV file.
+    """Return the images to which a CSV file gives exactly one class.
 
     A row may name a file by the end of its path, and without its extension. A split
     becomes the outermost folder. Raises UserError if the table is unusable.
@@ -128,8 +128,8 @@ def read_header(file: str) -> tuple[str, list[str], list[str]]:
     ]
     if not all(columns[:2]):
         raise UserError(
-            f"{file} has the columns {', '.join(cells)}: rename the one of files to "
-            "file, and the one of classes to label"
+            f"{file} has the columns {', '.join(cells)}: rename the column "
+            "of file names to file, and that of classes to label"
         )
     return delimiter, header, columns
 
@@ -147,9 +147,11 @@ def read_table(file: str) -> Iterator[Row]:
                 if split_column == "is_valid":
                     split = IS_VALID.get(split.lower(), "")
                 if split_column and not rank(split):
+                    is_flag = split_column == "is_valid"
+                    words = "True or False" if is_flag else "train, valid or test"
                     raise UserError(
-                        f"{file}: {path} has no {split_column}: write train, valid or "
-                        "test (or True or False), or rename the column"
+                        f"{file}: {path} has an unknown {split_column}: write {words}, "
+                        "or rename the column"
                     )
                 label = normalize(row[label_column].strip())
                 yield Row(path.removeprefix("./"), label, split)
@@ -164,7 +166,9 @@ def suggest(folder: str, paths: Sequence[str]) -> str:
         for file in sorted(place.glob("*.csv")):
             with suppress(OSError, UserError, ValueError, csv.Error):
                 name, label, _ = read_header(str(file))[2]
-                options += f"; --labels {file} takes its column {label} by {name}"
+                options += (
+                    f"; --labels {file} takes classes from {label}, files from {name}"
+                )
     found = [match(re.compile(PREFIX), path) for path in paths]
     counts = {p: n for p, n in Counter(found).most_common() if p and n > 1}
     if 2 <= len(counts) <= MAX_CLASSES and 2 * sum(counts.values()) > len(paths):

@@ -29,7 +29,7 @@ MAX_ROWS, MAX_NAME = 20, 40  # of the table of classes
 
 
 class Image(NamedTuple):
-    """An image file; `place` sets the last three fields."""
+    """An image file; labels.py and place.py set the last three fields."""
 
     path: str
     digest: bytes  # SHA-256 of the file
@@ -38,7 +38,7 @@ class Image(NamedTuple):
     has_color: bool  # in any pixel
     is_turned: bool  # by its EXIF orientation
     opacity: float  # mean, 0 to 1; below 1 if any pixel is transparent
-    ink: float  # mean gray level of opaque pixels, 0 to 255; NaN without any
+    ink: float  # mean gray level weighted by opacity, 0 to 255; NaN if opacity is 0
     label: str = ""  # the name of its class
     split: int = 0  # 0 for training images, 1 for validation images
     member: str = ""  # its name in the archive
@@ -121,7 +121,7 @@ def describe(images: Sequence[Image], params: Mapping[str, Any]) -> Iterator[str
             kept = "kept" if is_rgb else "converted to gray"
             findings.add(f"in colour or with a palette, {kept}", image.path)
         elif is_rgb:
-            findings.add("gray, taken as they are", image.path)
+            findings.add("gray, given three equal channels", image.path)
         if image.is_turned:
             findings.add("turned as EXIF says", image.path)
         if image.opacity < 1 and background is not None:

@@ -21,7 +21,7 @@ from tools.pack.look import Image
 
 MAX_SIDE = 64  # of images that are resized, in pixels
 MAX_KEPT_SIDE, MAX_KEPT = 512, 2**30  # pixels: side and total to keep images as is
-SAMPLE, SAMPLE_PIXELS = 500, 2**26  # bounds on the images and pixels read for training
+SAMPLE, SAMPLE_PIXELS = 500, 2**26  # limits of what is read to choose them
 # The defaults of params.yaml, which an earlier `pack` may have changed.
 BATCH_SIZE, MIN_EPOCHS = 64, 20
 STEPS = 3000  # training usually converges in a third of them
@@ -84,9 +84,9 @@ def read_pixels(
 def choose_training(
     pixels: NDArray[np.float32], images: int, classes: int, train: Train
 ) -> dict[str, Any]:
-    """Return the parameters of `train` for as many training images, by dotted key.
+    """Return the parameters of `train` for this many training images, by dotted key.
 
-    `pixels` (N, P) are those of some of them. The learning rate is 1 / 2L, to one
+    `pixels` (N, P) are those of a sample. The learning rate is 1 / 2L, to one
     digit, where L is the curvature of the loss. With momentum m, gradient descent
     converges below 2 (1 + m) / L (Polyak 1964), but minibatches fluctuate. L is the
     largest eigenvalue of the mean of x xᵀ over the pixels x, times at most 1/4 for the

@@ -100,7 +100,7 @@ def find_layout(
                 f"{name} has no class folders: pack {other} alone, as FOLDER="
                 f"{os.path.join(folder, common, other)}"
             )
-        kept = [f"; {name} is kept for a last test" for name in ranked[2:]]
+        kept = [f"; {name} is left out, for a final test" for name in ranked[2:]]
         return layout(ranked[:2], "".join(["judging by their names", *kept]))
     counts = Counter(chain.from_iterable(inner.values()))
     del counts[""]
@@ -141,7 +141,7 @@ def place(
     groups = [match(group, image.member) if group else "" for image in images]
     if group and not any(groups):
         path = images[0].member if images else "CLASS/1.png"
-        raise UserError(f"--group {group.pattern}: no path has it, such as {path}")
+        raise UserError(f"--group {group.pattern}: no path matches, for example {path}")
     found, keys = [], []
     for image, key in zip(images, groups, strict=True):
         *folders, name = image.member.split("/")
@@ -150,7 +150,7 @@ def place(
         if outer and outer not in splits:
             left_out.add(f"in {outer}, neither training nor validation", image.path)
         elif not label or (splits and not outer):
-            left_out.add("not in the folder of a class", image.path)
+            left_out.add("not in a class folder", image.path)
         else:
             used = {*[root] * len(splits), *[level] * (not image.label)}
             inner = [f for i, f in enumerate(folders) if i >= root and i not in used]
@@ -172,7 +172,7 @@ def place(
     placed: dict[str, Image] = {}
     for image in found:
         if image.label not in classes:
-            left_out.add("of a class without images for the other split", image.path)
+            left_out.add("of a class with images for one split only", image.path)
             continue
         below, name = os.path.split(image.member)
         if reserved.intersection(below.split("/")):  # preprocess would confuse them
@@ -194,10 +194,11 @@ def split_by_content(
 ) -> list[int]:
     """Return the split of each image: 1, for validation, for a `share` of each class.
 
-    Images with one key, and copies, stay together: they are a unit. Units are taken in
-    the order of their keys, which are digests, as long as each brings the shares of its
-    classes closer to `share`. So in a class of single images, one that is added moves
-    at most one other. Last, each class without one of the splits gets a unit moved.
+    Images with the same key, and copies, form a unit, which stays together. In the
+    order of their keys, which are digests, each unit goes to validation if that brings
+    the shares of its classes closer to `share`. So in a class of single images, adding
+    one moves at most one other. Finally, if a class lacks a split, one of its units
+    moves there, where possible.
     """
     parent = {key: key for key in keys}
 
