@@ -382,5 +382,5 @@ def test_a_page_of_large_images_and_many_classes_shows_them_smaller(monkeypatch)
     assert len(page) < 2_200_000
     assert "data-try" not in page
     assert page.count("<script") == 1  # what tells the classes of a cell
-    assert "both models together take 27,579,904 bytes" in " ".join(page.split())
+    assert "the two models take 27,579,904 bytes" in " ".join(page.split())
     assert "python -m tools.predict IMAGE" in page

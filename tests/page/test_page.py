@@ -475,7 +475,7 @@ def with_mistakes(by_model: int, by_baseline: int, log_loss: float) -> render.Re
     [
         (6, 0, 0.3, "The trained model is worse than the baseline."),  # p = 2 / 2**6
         (5, 0, 0.3, "The trained model is no better than the baseline."),
-        (0, 6, 0.7, "Its probabilities are worse than guessing: their log loss is"),
+        (0, 6, 0.7, "probabilities are worse than guessing: their log loss is"),
         (0, 6, 0.693147, ""),  # log 2
         (1, 1, 0.3, ""),
     ],
@@ -495,8 +495,8 @@ def test_the_headline_says_if_the_model_is_worse_than_the_baseline_or_guessing(
 
 def test_the_page_says_why_it_shows_no_mistakes_and_offers_none_to_try():
     for wrong, said in (
-        (0, "The trained model makes none."),
-        (9, "The trained model makes 9, and report.mistakes is 0."),
+        (0, "The trained model makes no mistakes."),
+        (9, "None are shown, as report.mistakes is 0: the trained model makes 9."),
     ):
         results = with_mistakes(wrong, 0, 0.3)._replace(mistakes=np.empty(0, np.intp))
         page = " ".join(render.render(results).split())

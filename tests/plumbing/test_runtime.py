@@ -58,7 +58,9 @@ def test_a_path_that_this_locale_cannot_decode_ends_in_one_line(sources, tmp_pat
     folder = copy(sources, tmp_path / "Zoë")
     done = run(folder, "python", "-m", "stages", "train", **ASCII["a terminal"])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "Zo\\udcc3\\udcab is not ascii: rename the folder, or use" in done.stderr
+    assert (
+        "Zo\\udcc3\\udcab is not valid ascii: rename the folder, or use" in done.stderr
+    )
 
 
 @pytest.mark.parametrize(

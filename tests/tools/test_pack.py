@@ -464,7 +464,7 @@ PAIR = {"a": 5, "b": 5}
 SPLITS = {"train/a": 3, "train/b": 3, "val/a": 3, "val/b": 3}
 REFUSALS = [
     # images per folder, options, and what is said
-    (None, [], "is not a folder: give one with CLASS/…"),
+    (None, [], "does not exist: give a folder, tar or zip of CLASS/…"),
     ({"a": 5}, [], "found 1 class with images for both splits, need at least 2: put"),
     ({}, [], "found 0 classes with images"),
     (
@@ -480,7 +480,7 @@ REFUSALS = [
     (
         SPLITS,
         ["--valid", "0.2"],
-        "train and val are splits (judging by their names): leave it",
+        "train and val are splits (judging by their names): drop it",
     ),
     ({"back\\slash": 3, "b": 3}, [], "a backslash or is not UTF-8: rename it"),
     ({os.fsdecode(b"\xff"): 3, "b": 3}, [], "a backslash or is not UTF-8: rename it"),

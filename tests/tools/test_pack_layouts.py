@@ -236,10 +236,13 @@ def test_a_table_gives_the_classes(here, pack, tmp_path, names, rows, expected, 
     [
         (
             "name,breed 0,a",
-            "has the columns name, breed: rename the one of files to file",
+            "has the columns name, breed: rename the column of file names",
         ),
         ("", "has the columns : rename"),
-        ("id,label,split 0,a,1", "0 has no split: write train, valid or test (or True"),
+        (
+            "id,label,split 0,a,1",
+            "0 has an unknown split: write train, valid or test, or",
+        ),
         ("id,label 0,a/b", "'a/b' cannot name a folder: rename it"),
         ("id,label \xff,\0", "is not a CSV file in UTF-8: "),
         ("id,label 9,a", "found 0 classes with images for both splits"),
@@ -257,7 +260,9 @@ def test_a_table_is_offered_where_it_lies(pack, tmp_path):
     folder = fill(tmp_path / "set", *["train/{}.png", "test/{}.png"] * 4)
     table = write_table(folder, "id,label 0,a")
     for place in (folder, folder / "train"):
-        with pytest.raises(UserError, match=f"; --labels {table} takes its column lab"):
+        with pytest.raises(
+            UserError, match=f"; --labels {table} takes classes from lab"
+        ):
             pack(place)
 
 
@@ -276,7 +281,7 @@ def test_groups_stay_on_one_side(here, pack, tmp_path, name, group):
         sides[match(re.compile(group), rest)].add(split)
     assert {len(side) for side in sides.values()} == {1}
     assert all(counts(here)[f"valid/{label}"] in (6, 7) for label in "ab")  # of 31
-    with pytest.raises(UserError, match="--group xyz: no path has it, such"):
+    with pytest.raises(UserError, match="--group xyz: no path matches, for"):
         pack(folder, "--level", "1", "--group", "xyz")
 
 
