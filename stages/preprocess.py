@@ -153,21 +153,22 @@ def read_images(
     # Shared with the workers.
     converted = np.frombuffer(mmap.mmap(-1, count), np.bool_)
 
-    def decode_entry(i: int) -> tuple[str, NDArray[np.uint8]]:
-        entry = Entry(*entries[i].tolist())
+    def decode_entry(i: int, entry: Entry) -> tuple[str, NDArray[np.uint8]]:
         name = source.name(entry)
         image = load(source.load(entry), name)
         converted[i] = is_gray(image) == (decoding.color == "rgb")
         return name, to_pixels(image, name, **options)
 
     # In this process, to learn the image size before any worker starts.
-    first_name, first = decode_entry(0)
+    first_name, first = decode_entry(0, Entry(*entries[0].tolist()))
     check_disk(count * first.size)
 
     def decode_chunk(chunk: range) -> None:
         """Decode some images, and write them to their rows."""
-        for i in chunk:
-            name, image = decode_entry(i)
+        part = slice(chunk.start, chunk.stop)
+        each = zip(chunk, rows[part].tolist(), entries[part].tolist(), strict=True)
+        for i, row, entry in each:
+            name, image = decode_entry(i, Entry(*entry))
             if image.shape != first.shape:
                 shapes = image.shape, first.shape
                 size, first_size = (f"{h} x {w}" for h, w, _ in shapes)
@@ -178,7 +179,7 @@ def read_images(
             # Workers write to the shared file: sending images to the parent would cost
             # more. pwrite ignores the file position, which forked processes share. On
             # a nearly full disk, it writes part of the data without an error.
-            if os.pwrite(file.fileno(), image.data, rows[i] * image.size) < image.size:
+            if os.pwrite(file.fileno(), image.data, row * image.size) < image.size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     processes = workers.available_processors()
