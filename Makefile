@@ -29,7 +29,7 @@ all: .venv/installed  ## Set up .venv, run the stages that are out of date, show
 	@$(BIN)/python -m tools.summary
 
 pack: .venv/installed  ## Pack the images in FOLDER=… and set params.yaml; OPTIONS="--dry-run", …
-	@$(BIN)/python -m tools.pack "$$FOLDER" $(OPTIONS)
+	@$(BIN)/python -m tools.pack "$$FOLDER" $(value OPTIONS)
 
 compare: .venv/installed  ## Compare REV (default HEAD) with the workspace, and test for significance
 	@$(BIN)/python -m tools.compare $(REV)

@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from stages.images.names import escape
@@ -17,10 +18,10 @@ from stages.plumbing import artifacts, parameters, runtime
 from stages.plumbing.errors import UserError
 from stages.plumbing.parameters import MAX_CLASSES, MAX_SIDE, MIN_CLASSES
 from tools.image_files import LeftOut, Source, open_source
-from tools.pack.labels import label_by_name, label_by_table, suggest
+from tools.pack.labels import label_by_name, label_by_table, match, suggest
 from tools.pack.look import describe, look_at_all
 from tools.pack.params import choose_params, edit_params
-from tools.pack.place import find_layout, name_members, place, plain_name
+from tools.pack.place import ONE_SPLIT, find_layout, name_members, place, plain_name
 from tools.pack.write import write
 
 
@@ -112,7 +113,9 @@ def pack(arguments: argparse.Namespace, source: Source, left_out: LeftOut) -> No
         text = file.read()
     images = name_members(source.top, look_at_all(source, left_out))
     if arguments.labels:
-        images = label_by_table(images, os.path.expanduser(arguments.labels), left_out)
+        images = label_by_table(
+            images, os.path.expanduser(arguments.labels), source.top, left_out
+        )
     elif arguments.class_from:
         images = label_by_name(images, arguments.class_from, left_out)
     paths = [image.member for image in images]
@@ -125,13 +128,18 @@ def pack(arguments: argparse.Namespace, source: Source, left_out: LeftOut) -> No
         )
     images, names = place(images, layout, share, group, left_out)
     reason = layout.reason or f"{100 * share:g} % of each class by content"
-    reason += ", images of a group together" if group else ""
+    if group:
+        groups = Counter(match(group, path) for path in paths)
+        alone = groups.pop("", 0)
+        reason += f", {len(groups)} groups kept together, {alone} images in no group"
     say([f"splits: {names[0]} for training, {names[1]} for validation ({reason})"])
     say(f"left out, {line}" for line in left_out)
     count = len({image.label for image in images})
     if not MIN_CLASSES <= count <= MAX_CLASSES:
         hint = "correct the table or the pattern"
-        if not (arguments.labels or arguments.class_from):
+        if any(ONE_SPLIT in line for line in left_out):
+            hint = "each needs two different images" + ", in two groups" * bool(group)
+        elif not (arguments.labels or arguments.class_from):
             hint = "put each class's images in its own folder" + suggest(folder, paths)
         classes = "1 class" if count == 1 else f"{count} classes"
         bound = f"at most {MAX_CLASSES}" if count > 2 else f"at least {MIN_CLASSES}"

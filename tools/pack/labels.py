@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,9 @@ RANKS = {word: number for number, words in WORDS.items() for word in words.split
 FILE = ["file", "filename", "path", "image", "image_name", "image_id", "name", "id"]
 LABEL = ["label", "class", "target", "category"]
 SPLIT = ["split", "is_valid"]
+SPLITS = {1: "train", 2: "valid", 3: "test"}  # by rank
 IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
+IS_VALID |= {"1.0": "valid", "0.0": "train"}  # as pandas writes them
 
 PREFIX = r"([^/]*[^\W\d_])[-_. ]*\d+\.\w+\Z"  # without $, which make would expand
 """Finds the letters before the number in a file's name: cat in cat.12.jpg."""
@@ -62,14 +65,14 @@ def label_by_name(
 
 
 def label_by_table(
-    images: Sequence[Image], file: str, left_out: LeftOut
+    images: Sequence[Image], file: str, folder: str, left_out: LeftOut
 ) -> list[Image]:
     """Return the images to which a CSV file gives exactly one class.
 
-    A row may name a file by the end of its path, and without its extension. A split
-    becomes the outermost folder. Raises UserError if the table is unusable.
+    A row may name a file by the end of its path, without its extension, and with the
+    folder that holds all images. A split becomes the outermost folder. Raises UserError if the table is unusable.
     """
-    table = os.path.basename(file)
+    table, top = os.path.basename(file), os.path.basename(os.path.realpath(folder))
     members = defaultdict(list)
     for image in images:
         base = os.path.basename(image.member)
@@ -78,7 +81,7 @@ def label_by_table(
     rows: dict[str, Row] = {}
     for row in read_table(file):
         base = os.path.basename(row.file)
-        fits = [member for member in members[base] if _is_end(row.file, member)]
+        fits = [member for member in members[base] if _is_end(row.file, member, top)]
         exact = [m for m in fits if row.file in (m, os.path.splitext(m)[0])]
         member, *others = exact or fits or [""]
         if not member or others:
@@ -89,10 +92,13 @@ def label_by_table(
     return _label(images, rows, f"without one class in {table}", left_out)
 
 
-def _is_end(name: str, path: str) -> bool:
-    """Return whether one is the end of the other, extension or not."""
-    pairs = [(f"/{name}", f"/{p}") for p in (path, os.path.splitext(path)[0])]
-    return any(a.endswith(b) or b.endswith(a) for a, b in pairs)
+def _is_end(name: str, path: str, top: str) -> bool:
+    """Return whether a name is the end of a path, or ends with it below `top`."""
+    paths = [path, os.path.splitext(path)[0]]
+    return any(
+        f"/{p}".endswith(f"/{name}") or f"/{name}".endswith(f"/{top}/{p}")
+        for p in paths
+    )
 
 
 def _label(
@@ -141,12 +147,17 @@ def read_table(file: str) -> Iterator[Row]:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             table = csv.DictReader(lines, header, restval="", delimiter=delimiter)
             next(table)
+            splits = set()
             for row in table:
+                if not any(row[column] for column in (file_column, label_column)):
+                    continue
                 path = normalize(row[file_column].strip()).replace("\\", "/")
                 split = row.get(split_column, "").strip()
                 if split_column == "is_valid":
                     split = IS_VALID.get(split.lower(), "")
-                if split_column and not rank(split):
+                split = SPLITS.get(rank(split), "")
+                splits.add(split)
+                if split_column and not split:
                     is_flag = split_column == "is_valid"
                     words = "True or False" if is_flag else "train, valid or test"
                     raise UserError(
@@ -155,17 +166,26 @@ def read_table(file: str) -> Iterator[Row]:
                     )
                 label = normalize(row[label_column].strip())
                 yield Row(path.removeprefix("./"), label, split)
+            if split_column and not ("train" in splits and len(splits) > 1):
+                raise UserError(
+                    f"{file}: {split_column} has only {' and '.join(sorted(splits))}: "
+                    "name images for train and for valid or test, or rename the column"
+                )
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not a CSV file in UTF-8: {error}") from None
 
 
 def suggest(folder: str, paths: Sequence[str]) -> str:
     """Return options that may find the classes, as the end of a message."""
-    options = ""
+    options, bases = "", {os.path.basename(path) for path in paths}
+    known = bases | {os.path.splitext(base)[0] for base in bases}
     for place in (Path(folder), Path(folder).absolute().parent):
         for file in sorted(place.glob("*.csv")):
             with suppress(OSError, UserError, ValueError, csv.Error):
                 name, label, _ = read_header(str(file))[2]
+                rows = islice(read_table(str(file)), 100)
+                if not any(os.path.basename(row.file) in known for row in rows):
+                    continue
                 options += (
                     f"; --labels {file} takes classes from {label}, files from {name}"
                 )

@@ -14,6 +14,7 @@ from tools.image_files import LeftOut
 from tools.pack.labels import match, rank, shorten, suggest
 from tools.pack.look import Image
 
+ONE_SPLIT = "of a class with images for one split only"
 SIZE_OR_DATE = re.compile(r"\d+ ?[x×] ?\d+\b.*|\d+ ?px|(19|20)\d\d([-_. ]?\d\d){0,2}")
 
 
@@ -172,7 +173,7 @@ def place(
     placed: dict[str, Image] = {}
     for image in found:
         if image.label not in classes:
-            left_out.add("of a class with images for one split only", image.path)
+            left_out.add(ONE_SPLIT, image.path)
             continue
         below, name = os.path.split(image.member)
         if reserved.intersection(below.split("/")):  # preprocess would confuse them
