@@ -70,7 +70,8 @@ def label_by_table(
     """Return the images to which a CSV file gives exactly one class.
 
     A row may name a file by the end of its path, without its extension, and with the
-    folder that holds all images. A split becomes the outermost folder. Raises UserError if the table is unusable.
+    folder that holds all images. A split becomes the outermost folder. Raises UserError
+    if the table is unusable.
     """
     table, top = os.path.basename(file), os.path.basename(os.path.realpath(folder))
     members = defaultdict(list)
