@@ -93,10 +93,8 @@ class TrainedModel(NamedTuple):
         decimals, unless stages/model.py itself needs JAX.
         """
         params = {name: array.astype(np.float64) for name, array in self.params.items()}
-        mean, size = (
-            self.mean.astype(np.float64),
-            max(BLOCK_PIXELS // images[0].size, 1),
-        )
+        mean = self.mean.astype(np.float64)
+        size = max(BLOCK_PIXELS // images[0].size, 1)
         blocks = [
             model.forward(params, images[i : i + size] / 255.0 - mean)
             for i in range(0, len(images), size)

@@ -98,16 +98,20 @@ def pattern(text: str) -> re.Pattern[str]:
 def main() -> None:
     """Write the archive and params.yaml, and describe them."""
     arguments = parse_arguments()
-    parameters.load(parameters.Train)  # raises if this is no repository
+    train = parameters.load(parameters.Train)  # raises if this is no repository
     left_out = LeftOut(listed=arguments.list)
     with open_source(arguments.folder, left_out) as source:
-        pack(arguments, source, left_out)
+        pack(arguments, source, left_out, train)
 
 
-def pack(arguments: argparse.Namespace, source: Source, left_out: LeftOut) -> None:
+def pack(
+    arguments: argparse.Namespace,
+    source: Source,
+    left_out: LeftOut,
+    train: parameters.Train,
+) -> None:
     """Write the archive and params.yaml for the images of a folder or archive."""
     folder, out, dry_run = arguments.folder, arguments.out, arguments.dry_run
-    train = parameters.load(parameters.Train)
     listed = parameters.read("data.classes")
     with open(parameters.FILE, encoding="utf-8", newline="") as file:
         text = file.read()
