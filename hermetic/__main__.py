@@ -1,40 +1,29 @@
-"""Run stages and list the first line that used each declared dep and param.
+"""The command line: `hermetic run`, `hermetic observe` and `hermetic check`."""
 
-    python -m hermetic [TARGET …]
-
-runs `dvc repro --force`. The exit status is 1 if anything is declared twice or unused.
-Reads by C code or other programs are not seen.
-"""
-
-import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections import defaultdict
 
-from .hook import RECORD
+USAGE = """usage: hermetic run [--stage NAME] -- COMMAND [ARGUMENT …]
+       hermetic observe [TARGET …]
+       hermetic check [TARGET …]"""
 
 
 def main() -> int:
-    """Return DVC's exit status, or 1 if a dep or param is superfluous."""
-    stages: dict[str, dict[str, str]] = defaultdict(dict)
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as file:
-        command = [sys.executable, "-m", "dvc", "repro", "--force", *sys.argv[1:]]
-        done = subprocess.run(command, env={**os.environ, RECORD: file.name})
-        for entry in map(json.loads, file):
-            lines = stages[entry["stage"]]
-            lines[entry["declared"]] = lines.get(entry["declared"]) or entry["line"]
-    superfluous = False
-    for stage, lines in sorted(stages.items()):
-        print(f"\n{stage}")
-        width = max(map(len, lines))
-        for declared, line in sorted(lines.items()):
-            above = next((o for o in lines if declared.startswith(f"{o}/")), None)
-            remark = f"declared twice: it is in {above}" if above else line
-            print(f"  {declared:{width}}  {remark or 'not used by Python'}")
-            superfluous |= bool(above) or not line
-    return done.returncode or int(superfluous)
+    """Run a command, and return its exit status."""
+    match sys.argv[1:]:
+        case ["run", *arguments]:
+            from .command import run
+
+            return run(arguments)
+        case ["observe", *targets]:
+            from .observe import observe
+
+            return observe(targets)
+        case ["check", *targets]:
+            from .observe import check
+
+            return check(targets)
+    print(USAGE, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

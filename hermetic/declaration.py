@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,24 +49,72 @@ def declaration(
 ) -> Declaration | None:
     """Read the declaration of a stage from dvc.yaml.
 
-    Reads the dvc.yaml in `folder`, or the nearest one above it that has the stage. The
-    stage is the one that DVC is running (DVC_STAGE), or else `stage`; with neither,
-    returns None. Raises UndeclaredAccess if no dvc.yaml has the stage.
+    The stage is the one that DVC is running (DVC_STAGE), or else `stage`; with neither,
+    returns None. Its dvc.yaml is the one in `folder`, or the nearest above it, or the
+    only one of the repository whose stage runs in `folder`. Raises UndeclaredAccess if
+    there is none, or if DVC is too old to name the stage.
     """
-    name = os.environ.get("DVC_STAGE", "").rpartition(":")[2] or stage
-    if not name:
+    address = os.environ.get("DVC_STAGE") or stage
+    if not address:
+        if "DVC_ROOT" in os.environ:
+            raise UndeclaredAccess(
+                f"DVC {_dvc_version()} does not name the stage that it runs: "
+                "install DVC 3.49 or later"
+            )
         return None
-    for above in [Path(folder).resolve(), *Path(folder).resolve().parents]:
-        if (above / "dvc.yaml").is_file():
-            stages = _read_stages(str(above))
+    file, _, name = address.rpartition(":")
+    # Relative to where DVC was started, as in ../models/dvc.yaml.
+    suffix = "/" + re.sub(r"^(\.\./)+", "", file or "dvc.yaml")
+    here = os.path.realpath(folder)
+    root = _repository(here)
+    for place in _places(here, root or "/", name):
+        file = os.path.join(place, "dvc.yaml")
+        if file.endswith(suffix) and os.path.isfile(file):
+            stages = _read_stages(place)
             if name in stages:
-                return _declaration(name, stages, str(above))
-        if (above / ".dvc").is_dir():
-            break  # the root of the repository
+                return _declaration(name, stages, place)
     raise UndeclaredAccess(
-        f"stage {name} is in no dvc.yaml in or above {folder}: "
-        "set its wdir in or below the folder of dvc.yaml"
+        f"stage {name} is in no dvc.yaml in or above {here}, nor with this wdir in one "
+        "of the same repository"
     )
+
+
+def pipeline(file: str) -> dict[tuple[str, str], Declaration]:
+    """Return the declarations in a dvc.yaml, by its path and the stage's name."""
+    folder = os.path.dirname(file)
+    stages = _read_stages(folder)
+    return {(file, name): _declaration(name, stages, folder) for name in stages}
+
+
+def _places(here: str, root: str, name: str) -> Iterator[str]:
+    """Yield the folders in which to look for the dvc.yaml of a stage."""
+    above = here
+    while True:
+        yield above
+        if above == root or above == os.path.dirname(above):
+            break
+        above = os.path.dirname(above)
+    if root == "/":
+        return
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if "dvc.yaml" in files and (entry := _read_stages(folder).get(name)):
+            found += [folder] if _base(entry, folder) == here else []
+    if len(found) > 1:
+        raise UndeclaredAccess(
+            f"stage {name} is in {' and '.join(found)}: rename one of the two"
+        )
+    yield from found
+
+
+def _dvc_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("dvc")
+    except metadata.PackageNotFoundError:
+        return "(the one that started this)"
 
 
 def _read_stages(folder: str) -> dict[str, Any]:
@@ -92,7 +141,7 @@ def _declaration(name: str, stages: dict[str, Any], folder: str) -> Declaration:
     others = [other for other_name, other in stages.items() if other_name != name]
     return Declaration(
         stage=name,
-        root=_repository(folder),
+        root=_repository(folder) or folder,
         base=base,
         deps=frozenset(_paths(entry, base, "deps")),
         outs=frozenset(_paths(entry, base, *OUTS)),
@@ -122,31 +171,37 @@ def _names(entry: dict[str, Any], *kinds: str) -> Iterator[str]:
         yield from [item] if isinstance(item, str) else item
 
 
-def _repository(folder: str) -> str:
+def _repository(folder: str) -> str | None:
     for above in [Path(folder), *Path(folder).parents]:
         if (above / ".dvc").is_dir() or (above / ".git").exists():
             return str(above)
-    return folder
+    return None
 
 
-def absolute(path: str, base: str = ".") -> str:
+resolved = lru_cache(maxsize=4096)(os.path.realpath)
+"""The real path of a folder, remembered: a stage opens many files of each."""
+
+
+def absolute(path: str, base: str = "") -> str:
     """Return an absolute path with the links in its folder resolved.
 
     A link at `path` itself is not followed: DVC may link an out to its cache.
     """
-    path = os.path.join(base, path)
+    path = os.path.join(base or os.getcwd(), path)
     folder, name = os.path.split(path.rstrip(os.sep))
     if name in ("", ".", ".."):
         return os.path.realpath(path)
-    return os.path.join(os.path.realpath(folder), name)
+    return os.path.join(resolved(folder), name)
 
 
-def covering(path: str, declared: Iterable[str]) -> str | None:
+def covering(path: str, declared: Container[str]) -> str | None:
     """Return the declared path that is `path` or a folder above it, if any."""
-    for candidate in declared:  # with slashes, so that `data` does not cover `data2`
-        if f"{path}/".startswith(f"{candidate.rstrip(os.sep)}/"):
-            return candidate
-    return None
+    while path not in declared:
+        above = os.path.dirname(path)
+        if above == path:
+            return None
+        path = above
+    return path
 
 
 def temporary(path: str) -> str:

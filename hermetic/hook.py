@@ -4,27 +4,28 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from . import params
-from .declaration import UndeclaredAccess, absolute, covering
-from .policy import SYSTEM, Policy
+from . import landlock, params, settings
+from .declaration import UndeclaredAccess, absolute, covering, resolved
+from .policy import IN_CACHE, SHARED_MEMORY, SYSTEM, Policy
 
 RECORD = "HERMETIC_RECORD"
-"""Environment variable: path of the access log that `python -m hermetic` reads."""
+"""Environment variable: where to log accesses, instead of refusing any."""
 
-SHARED_MEMORY = "/dev/shm"  # in /dev, but may hold leftovers of another run
 TERMINALS = ["/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"]
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES: dict[str, list[tuple[int, int | None]]] = {
     # By event: the argument positions of each path and its dir_fd.
     "os.rename": [(0, 2), (1, 3)],
     "os.link": [(0, 2), (1, 3)],
-    "os.symlink": [(1, 2)],
+    "os.symlink": [(1, 2)],  # its target is a read
     "os.remove": [(0, 1)],
     "os.rmdir": [(0, 1)],
     "os.mkdir": [(0, 2)],
@@ -36,20 +37,15 @@ IMPORTERS = {
     # Modules that list every folder of sys.path to find modules and packages. The
     # imports themselves are checked separately.
     *("importlib._bootstrap_external", "_frozen_importlib_external"),
-    *("importlib.metadata", "pkg_resources"),
+    *("importlib.metadata", "importlib_metadata", "pkg_resources", "pkgutil"),
 }
 PROGRAMS = {
     *("subprocess.Popen", "os.system", "os.posix_spawn", "os.spawn", "pty.spawn"),
 }
-SPAWNERS = {
-    # Modules that start a new Python; a forked one inherits the hook.
-    "multiprocessing.popen_spawn_posix",
-    "multiprocessing.popen_spawn_win32",
-    "multiprocessing.popen_forkserver",
-}
 NETWORK = {
-    *("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo"),
-    "socket.gethostbyname",
+    *("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"),
+    *("socket.getaddrinfo", "socket.getnameinfo"),
+    *("socket.gethostbyname", "socket.gethostbyaddr"),
 }
 EVENTS = {"open", "import", "os.exec", *CHANGES, *LISTINGS, *PROGRAMS, *NETWORK}
 
@@ -57,8 +53,9 @@ EVENTS = {"open", "import", "os.exec", *CHANGES, *LISTINGS, *PROGRAMS, *NETWORK}
 class AuditHook:
     """An audit hook (PEP 578) that raises UndeclaredAccess for what a policy forbids.
 
-    It remembers the first violation inside the repository, or by an import. From then
-    on nothing may be written, so a stage that swallows the error has no result.
+    It remembers the first violation. From then on nothing may be written, so a stage
+    that swallows the error has no result. In an observed run (RECORD) it raises nothing
+    and logs what the stage uses, declared or not.
     """
 
     def __init__(
@@ -66,16 +63,20 @@ class AuditHook:
     ) -> None:
         """Read the parameter files, unless the parent process has."""
         self.policy, self.declared = policy, policy.declared
+        self.log = os.environ.get(RECORD)
+        """The path of the log of an observed run."""
+        self._program_file = os.path.join(policy.scratch, "program")
         self.texts = dict(texts or {})
         """Parameter files by path: the kernel may deny reading them later."""
         self.is_sandboxed = False
         """Whether the kernel restricts this process and the programs it starts."""
         self.is_paused = False
-        self._import_folders = {self.declared.base, *policy.module_folders}
-        self._used: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
+        self._copies: dict[str, str] = {}
         # A file, because child processes share it.
         self._violation_file = os.path.join(policy.scratch, "violation")
         self._violation = ""
+        self._trace = ""  # where it happened, in case that the stage swallows it
         if texts is None:
             for file, _ in self.declared.params:
                 with suppress(OSError):
@@ -86,8 +87,18 @@ class AuditHook:
         """The first violation of this process and those that it started."""
         if not self._violation and os.path.exists(self._violation_file):
             with self.paused(), suppress(OSError):
-                self._violation = Path(self._violation_file).read_text("utf-8")
-        return UndeclaredAccess(self._violation) if self._violation else None
+                text = Path(self._violation_file).read_text("utf-8")
+                self._violation, _, self._trace = text.partition("\n")
+        if not self._violation:
+            return None
+        violation = UndeclaredAccess(self._violation)
+        violation.__cause__ = UndeclaredAccess(f"swallowed in\n{self._trace}")
+        return violation
+
+    @property
+    def has_started_programs(self) -> bool:
+        """Whether this process, or one that it forked, has started a program."""
+        return os.path.exists(self._program_file)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -103,40 +114,75 @@ class AuditHook:
         if event not in EVENTS or self.is_paused:
             return  # early: importing JAX raises ten thousand events
         if event == "open":
-            path, _, flags = arguments
+            path, mode, flags = arguments
             if isinstance(path, str | bytes):
+                path = os.fsdecode(path)
+                # os.open has no mode, and may look in an open folder (dir_fd), which
+                # the event does not name. The kernel knows it.
+                if mode is None and not os.path.isabs(path):
+                    if flags & WRITE_FLAGS and self.is_sandboxed:
+                        return
+                    if not flags & WRITE_FLAGS and not os.path.isfile(path):
+                        return
                 check = self.check_write if flags & WRITE_FLAGS else self.check_read
-                check(os.fsdecode(path))
+                check(path)
         elif event in CHANGES:
-            for index, folder_index in CHANGES[event]:
-                path = arguments[index]
-                folder = -1 if folder_index is None else arguments[folder_index]
-                if isinstance(path, str | bytes):
-                    self.check_write(_in_folder(os.fsdecode(path), folder))
+            self._check_change(event, arguments)
         elif event in LISTINGS:
             self._check_listing(arguments[0])
-        elif event == "import" and arguments[1]:  # the file of an extension module
-            self.check_read(arguments[1], is_module=True)
+        elif event == "import":
+            if arguments[1]:  # the file of an extension module
+                self.check_read(arguments[1], is_module=True)
         elif event == "os.exec":
-            raise self._error(
+            self._refuse(
                 "replaces itself with another program", "start it with subprocess.run"
             )
-        elif event in PROGRAMS or (event == "import" and arguments[0] in SPAWNERS):
-            if not self.is_sandboxed:
-                raise self._error(
-                    f"starts a program ({arguments[0]}), whose file accesses cannot be "
-                    "checked against dvc.yaml on this system",
-                    "do its work in Python, or run it on Linux 5.13 or later",
-                )
-        elif event in NETWORK and not self.policy.network:
-            is_local = event.endswith(("bind", "connect"))
-            if is_local and isinstance(arguments[1], str | bytes):  # a Unix socket
-                self.check_write(os.fsdecode(arguments[1]))
-            else:
-                raise self._error(
-                    "uses the network",
-                    "fetch that in a stage of its own, with enforce(allow=[URL])",
-                )
+        elif event in PROGRAMS:
+            self._check_program(event)
+        elif not self.policy.network:
+            self._check_network(event, arguments)
+
+    def _check_change(self, event: str, arguments: tuple[Any, ...]) -> None:
+        resolved.cache_clear()
+        for index, folder_index in CHANGES[event]:
+            path = arguments[index]
+            folder = -1 if folder_index is None else arguments[folder_index]
+            if isinstance(path, str | bytes):
+                path = _in_folder(os.fsdecode(path), folder)
+                if path and not (event == "os.mkdir" and os.path.isdir(path)):
+                    self.check_write(path)
+                if path and event == "os.symlink":
+                    target = os.fsdecode(arguments[0])
+                    self.check_read(os.path.join(os.path.dirname(path), target))
+
+    def _check_program(self, event: str) -> None:
+        with self.paused(), suppress(OSError):
+            Path(self._program_file).touch()
+        if not self.is_sandboxed and not (self.log and landlock.version()):
+            self._refuse(
+                f"starts a program ({event}), whose file accesses cannot be "
+                "checked against dvc.yaml on this system",
+                "do its work in Python, or run it on Linux 5.13 or later",
+            )
+
+    def _check_network(self, event: str, arguments: tuple[Any, ...]) -> None:
+        address = arguments[-1]
+        if event == "socket.sendmsg" and address is None:
+            return  # over a connection that was checked
+        if event == "socket.bind" and address[:1] in (("127.0.0.1",), ("::1",)):
+            return  # libraries try it to learn what the system supports
+        if isinstance(address, str | bytes) and event.endswith(("bind", "connect")):
+            path = os.fsdecode(address)  # of a Unix socket
+            if not path.startswith("\0"):  # a name without a file
+                self.check_write(path)
+                return
+        self._refuse(
+            "uses the network",
+            "fetch that in a stage of its own, "
+            f'and add "https://…" to what {settings.PLACE} allows it',
+            "allow",
+            "https://…",
+        )
 
     def check_read(self, path: str, *, is_module: bool = False) -> None:
         """Raise UndeclaredAccess unless the stage may read or import `path`."""
@@ -151,15 +197,20 @@ class AuditHook:
             with suppress(ValueError):  # not in __pycache__
                 path = importlib.util.source_from_cache(path)
         path = absolute(path)
-        if dep := covering(path, declared.deps):
-            if dep != path and path in policy.ignored:
-                raise self._remember(
-                    f"reads {policy.relative(path)}, which .dvcignore hides from DVC",
-                    "correct .dvcignore, or stop reading it",
+        if place := covering(path, policy.deps):
+            dep = policy.deps[place]
+            if dep != path and dep + path[len(place) :] in policy.ignored:
+                name = policy.relative(path)
+                hidden = ", which .dvcignore hides from DVC", "correct .dvcignore"
+                if covering(path, policy.ignored.repositories):
+                    hidden = " in another DVC repository, which DVC skips", "move it"
+                self._refuse(
+                    f"reads {name}{hidden[0]}", f"{hidden[1]}, or do without it"
                 )
-            for dep in declared.deps:
-                if covering(path, [dep]):
-                    self._use(dep)
+            elif self.log:
+                for place, dep in policy.deps.items():
+                    if covering(path, [place]):
+                        self._use(dep)
             return
         if (path, "*") in declared.params:
             self._use(path, "*")
@@ -167,44 +218,56 @@ class AuditHook:
         if covering(path, declared.outs) or path in policy.out_folders:
             return
         real = os.path.realpath(path)
-        allowed = {*policy.allowed, policy.scratch}
+        if policy.is_readable(os.path.basename(path)):
+            return
+        allowed = {*policy.allowed, *policy.readable, policy.scratch}
         for found in (path, real):
             if covering(found, allowed) or policy.is_installed(found, is_module):
                 return
+        is_missing = not is_module and not os.path.exists(real)
+        if is_missing and not self._is_own_code():
+            return  # libraries look for settings; tracebacks, for source
         if covering(real, [declared.root]):
-            remedy = 'add "- {}" to its deps'
             if path in {file for file, _ in declared.params}:
-                remedy = "use hermetic.read_params(KEY)"
+                if not self.log:
+                    whole = 'or add "- {}:", all of it, to its params'
+                    remedy = f"use hermetic.read_params(KEY), {whole}"
+                    self._undeclared("reads", path, remedy)
             elif covering(path, [f"{declared.root}/.git", f"{declared.root}/.dvc"]):
-                remedy = "name it in enforce(allow=[…])"
-            raise self._undeclared("reads", path, remedy)
-        if is_module:
-            raise self._remember(
+                self._undeclared("reads", path, policy.remedy(path), "allow")
+            else:
+                self._undeclared("reads", path, 'add "- {}" to its deps', "deps")
+        elif is_module:
+            self._refuse(
                 f"imports {path}, from outside the environment",
                 "unset PYTHONPATH, or install it into the environment",
             )
-        if covering(real, [SHARED_MEMORY]) or not covering(real, SYSTEM):
-            raise self._error(
+        elif covering(real, policy.leftovers) or not covering(real, SYSTEM):
+            self._refuse(
                 f"reads {path}, outside the repository",
-                "add a copy of it to its deps, or name it in enforce(allow=[…])",
+                f"add a copy of it to its deps, or {policy.remedy(path)}",
+                "allow",
+                path,
             )
 
     def _check_listing(self, folder: Any) -> None:
         if isinstance(folder, int):  # a file descriptor
             folder = _in_folder(".", folder)
+            if not folder:
+                return
         folder = absolute(os.fsdecode("." if folder is None else folder))
         policy, declared = self.policy, self.declared
-        is_elsewhere = not covering(folder, [declared.root])
-        if next(_callers()).f_globals.get("__name__") in IMPORTERS and (
-            is_elsewhere or folder in self._import_folders
-        ):
+        if next(_callers()).f_globals.get("__name__") in IMPORTERS:
             return
-        if covering(folder, policy.listable):
+        if covering(folder, policy.listable) or not os.path.isdir(folder):
+            return
+        if os.path.basename(folder) == "__pycache__":
             return
         known = [*declared.deps, *policy.allowed]
         if folder in policy.out_folders and not covering(folder, known):
-            raise self._undeclared("reads", folder, 'add "- {}" to its deps')
-        self.check_read(folder)
+            self._undeclared("reads", folder, 'add "- {}" to its deps', "deps")
+        else:
+            self.check_read(folder)
 
     def check_write(self, path: str) -> None:
         """Raise UndeclaredAccess unless the stage may write, move or remove `path`."""
@@ -214,7 +277,9 @@ class AuditHook:
         # Python's own cache, which changes no results.
         if "__pycache__" in (name, os.path.basename(folder)):
             return
-        if covering(path, [*policy.allowed, policy.scratch, *TERMINALS]):
+        if covering(path, {*policy.allowed, policy.scratch, *TERMINALS}):
+            return
+        if covering(path, [SHARED_MEMORY]) and path not in policy.leftovers:
             return
         if violation := self.violation:
             raise violation
@@ -223,77 +288,156 @@ class AuditHook:
         if covering(path, outs) or has_out or path in policy.temporary_outs:
             return
         if covering(path, [self.declared.root]):
-            raise self._undeclared("writes", path, 'add "- {}" to its outs')
-        raise self._error(
-            f"writes {path}, outside the repository",
-            "write to an out, to tempfile's folder, or name it in enforce(allow=[…])",
-        )
+            self._undeclared("writes", path, 'add "- {}" to its outs', "outs")
+        else:
+            self._refuse(
+                f"writes {path}, outside the repository",
+                f"write to an out or to tempfile's folder, or {policy.remedy(path)}",
+                "allow",
+                path,
+            )
+
+    def check_links(self) -> None:
+        """Raise UndeclaredAccess for links in the outs to what may not be read.
+
+        DVC records the content of their targets, and would not notice an edit.
+        """
+        for out in self.declared.outs:
+            links = [out] if os.path.islink(out) else _links(out)
+            for link in links:
+                target = os.path.join(os.path.dirname(link), os.readlink(link))
+                if not IN_CACHE.search(target):
+                    self.check_read(target)
+
+    def declared_copy(self, path: str) -> str | None:
+        """Return a copy of a parameter file with only the keys that are declared.
+
+        Returns None for other files, and for one that may be read as it is.
+        """
+        keys = {key for file, key in self.declared.params if file == path}
+        if not keys or "*" in keys or covering(path, self.policy.deps) or self.log:
+            return None
+        if path not in self._copies:
+            text = self.texts.get(path, b"").decode("utf-8-sig")
+            part = params.declared_part(text, path, keys)
+            if part is None:
+                return None
+            with self.paused():
+                folder = tempfile.mkdtemp(dir=self.policy.scratch)
+                self._copies[path] = os.path.join(folder, os.path.basename(path))
+                Path(self._copies[path]).write_text(part, "utf-8")
+        return self._copies[path]
+
+    def explain(self, error: BaseException) -> UndeclaredAccess | None:
+        """Return the violation of a stage that misses a key in a `declared_copy`."""
+        for cause in chain(error):
+            if not isinstance(cause, LookupError | AttributeError):
+                continue
+            for file in self._copies:
+                keys = {key for of, key in self.declared.params if of == file}
+                values = params.parse(self.texts[file].decode("utf-8-sig"), file)
+                for name in re.findall(r"[\w.-]+", str(cause)):
+                    if found := params.undeclared(values, keys, name):
+                        return self._undeclared_param(found[0], file)
+        return None
+
+    def _undeclared_param(self, key: str, path: str) -> UndeclaredAccess:
+        name = self.policy.relative(path)
+        line = f"{name}: [{key}]" if key else f"{name}:"
+        if key and name == "params.yaml":
+            line = key
+        access = f"reads {key or name}, which dvc.yaml does not declare"
+        return self._violate(access, f'add "- {line}" to its params')
 
     def read_params(self, key: str, file: str) -> Any:
         """Return what the stage declares at a dotted key of a parameter file."""
         path = absolute(file)
         keys = {declared for of, declared in self.declared.params if of == path}
 
-        def refuse(key: str) -> UndeclaredAccess:
-            name = self.policy.relative(path)
-            line = f"{name}: [{key}]" if key else f"{name}:"
-            if key and name == "params.yaml":
-                line = key
-            remedy = f'add "- {line}" to its params'
-            return self._undeclared("reads", key or name, remedy)
-
-        if not keys:
-            raise refuse(key)
+        if not keys and not self.log:
+            raise self._undeclared_param(key, path)
         if path not in self.texts:
             with self.paused():  # raises the error of a file that cannot be read
                 self.texts[path] = Path(path).read_bytes()
         parsed = params.parse(self.texts[path].decode("utf-8-sig"), path)
-        found = params.select(parsed, keys, key, refuse)
+        if self.log and not any(params.is_below(key, declared) for declared in keys):
+            self.record("params", f"{self.policy.relative(path)}: {key or '*'}")
+            return params.select(parsed, {"*"}, key, KeyError)
+        found = params.select(
+            parsed, keys, key, lambda key: self._undeclared_param(key, path)
+        )
         for declared in keys:
             if f"{declared}.".startswith(f"{key}." if key else "") or declared == "*":
                 self._use(path, declared)
         return found
 
     def _use(self, path: str, key: str = "") -> None:
-        if RECORD in os.environ and (path, key) not in self._used:
-            self._used.add((path, key))
-            self.record(path, key, self._line())
+        if self.log:
+            self.record("", self.policy.relative(path) + (f": {key}" if key else ""))
 
-    def record(self, path: str, key: str, line: str = "") -> None:
-        """Log a dep or param and the line that first used it, if any."""
-        import json  # deferred: only `python -m hermetic` needs it
+    def record(self, missing: str, name: str, line: str | None = None) -> None:
+        """Log what the stage uses and the line that first did.
 
-        name = self.policy.relative(path) + (f": {key}" if key else "")
-        entry = {"stage": self.declared.stage, "declared": name, "line": line}
-        with self.paused(), open(os.environ[RECORD], "a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(entry)}\n")
+        `missing` is the section of dvc.yaml that lacks it: deps, outs or params; or
+        else `allow` or `environment`; or nothing if it is declared.
+        """
+        if not self.log or (missing, name) in self._logged:
+            return
+        if line is None:
+            line = self._line() or "cmd"
+            self._logged.add((missing, name))
+        import json  # deferred: only an observed run needs it
+
+        stage = os.environ.get("DVC_STAGE", self.declared.stage)  # with its dvc.yaml
+        entry = {"stage": stage, "missing": missing, "name": name}
+        with self.paused(), open(self.log, "a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(entry | {'line': line})}\n")
 
     def _line(self) -> str:
         """Return the innermost current line of the repository's own code."""
         for frame in _callers():
-            file = absolute(frame.f_code.co_filename)
-            is_other = "<" in file or self.policy.is_installed(file, is_module=True)
-            if covering(file, [self.declared.root]) and not is_other:
+            if file := self._own_file(frame):
                 return f"{self.policy.relative(file)}:{frame.f_lineno}"
         return ""
 
-    def _undeclared(self, verb: str, what: str, remedy: str) -> UndeclaredAccess:
-        what = self.policy.relative(what) if os.path.isabs(what) else what
-        access = f"{verb} {what}, which dvc.yaml does not declare"
-        return self._remember(access, remedy.format(what))
+    def _is_own_code(self) -> bool:
+        """Return whether the repository's own code asks, and not a library."""
+        caller = next(_callers(), None)
+        return bool(caller and self._own_file(caller))
 
-    def _remember(self, access: str, remedy: str) -> UndeclaredAccess:
+    def _own_file(self, frame: FrameType) -> str:
+        """Return the file of a frame, or nothing for code from elsewhere."""
+        name = frame.f_code.co_filename
+        file = absolute(name)
+        is_other = self.policy.is_installed(file, is_module=True)
+        is_own = name == "<string>" or covering(file, [self.declared.root])
+        return file if is_own and not is_other else ""
+
+    def _undeclared(self, verb: str, path: str, remedy: str, section: str = "") -> None:
+        name = self.policy.relative(path)
+        access = f"{verb} {name}, which dvc.yaml does not declare"
+        self._refuse(access, remedy.format(name), section, name)
+
+    def _refuse(
+        self, access: str, remedy: str, section: str = "", name: str = ""
+    ) -> None:
+        """Raise UndeclaredAccess, or log it in an observed run."""
+        if self.log:
+            self.record(section or "allow", name or access)
+        else:
+            raise self._violate(access, remedy)
+
+    def _violate(self, access: str, remedy: str) -> UndeclaredAccess:
         """Return an error; keep the first one, as later ones may follow from it."""
-        error = self._error(access, remedy)
+        error = UndeclaredAccess(f"stage {self.declared.stage} {access}: {remedy}")
         if not self.violation:
             self._violation = str(error)
             with self.paused(), suppress(OSError):
-                text = self._violation.encode("utf-8", "replace")
+                stack = traceback.extract_stack(next(_callers(), None))
+                self._trace = "".join(traceback.format_list(stack))
+                text = f"{error}\n{self._trace}".encode("utf-8", "replace")
                 Path(self._violation_file).write_bytes(text)
         return error
-
-    def _error(self, access: str, remedy: str) -> UndeclaredAccess:
-        return UndeclaredAccess(f"stage {self.declared.stage} {access}: {remedy}")
 
 
 def _callers() -> Iterator[FrameType]:
@@ -305,9 +449,26 @@ def _callers() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def _links(folder: str) -> Iterator[str]:
+    """Yield the links in a folder, if it is one."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield entry.path
+            elif entry.is_dir():
+                yield from _links(entry.path)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _in_folder(path: str, folder: int) -> str:
-    """Join `path` to an open folder; only Linux can tell the folder's name."""
+    """Join `path` to an open folder; return "" where its name cannot be told."""
+    if folder < 0 or os.path.isabs(path):
+        return path
     link = f"/proc/self/fd/{folder}"
-    if folder >= 0 and os.path.exists(link):
-        return os.path.join(os.readlink(link), path)
-    return path
+    return os.path.join(os.readlink(link), path) if os.path.exists(link) else ""

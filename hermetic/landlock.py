@@ -24,6 +24,7 @@ MAKE_ANY = 0b1111111 << 6  # a device, folder, regular file, socket, pipe or lin
 REFER = 1 << 13  # to move or link a file into another folder; since version 2
 TRUNCATE = 1 << 14  # since version 3
 TCP = 0b11  # to bind and to connect; since version 4
+ABSTRACT_SOCKETS = 1  # Unix sockets without a file; since version 6
 
 READ = EXECUTE | READ_FILE
 WRITE = WRITE_FILE | REMOVE_FOLDER | REMOVE_FILE | MAKE_ANY | REFER | TRUNCATE
@@ -52,8 +53,9 @@ def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
 
     The access to a folder includes everything in it. Paths that do not exist are
     skipped. Never denied: listing a folder, getting a file's size or times, and using
-    a file that is already open. Without `network`, TCP is denied if the kernel supports
-    that (version 4). Returns whether the kernel supports Landlock.
+    a file that is already open. Without `network`, TCP (version 4 of Landlock) and the
+    abstract Unix sockets of other processes (version 6) are denied if the kernel
+    supports that. UDP cannot be. Returns whether the kernel supports Landlock.
     """
     known = version()
     if not known:
@@ -64,6 +66,8 @@ def restrict(allowed: Mapping[str, int], *, network: bool) -> bool:
     handled = struct.pack("Q", files)
     if known >= 4:
         handled += struct.pack("Q", 0 if network else TCP)
+    if known >= 6:
+        handled += struct.pack("Q", 0 if network else ABSTRACT_SOCKETS)
     rules = _succeed(CREATE_RULESET, handled, ctypes.c_size_t(len(handled)), 0)
     try:
         for path, access in allowed.items():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -82,14 +82,14 @@ def select(
     The key `*` declares everything. Raises KeyError if the file lacks the key, and the
     error that `refuse` returns if the key is not declared.
     """
-    if any(_is_below(key, declared) for declared in keys):
+    if any(is_below(key, declared) for declared in keys):
         return deepcopy(find(values, key))
-    below = sorted(declared for declared in keys if _is_below(declared, key))
+    below = sorted(declared for declared in keys if is_below(declared, key))
     if not below:
         raise refuse(key)
     found = Params(key, refuse)
     for declared in below:
-        if any(_is_below(declared, other) for other in below if other != declared):
+        if any(is_below(declared, other) for other in below if other != declared):
             continue  # a key above it is declared, too
         *sections, name = declared.removeprefix(f"{key}.").split(".")
         section, path = found, key
@@ -104,9 +104,68 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def _is_below(key: str, above: str) -> bool:
+def is_below(key: str, above: str) -> bool:
     """Return whether a dotted key is `above` or inside it."""
     return above in ("", "*", key) or key.startswith(f"{above}.")
+
+
+def declared_part(text: str, file: str, keys: Collection[str]) -> str | None:
+    """Return the text of a parameter file without what `keys` do not declare.
+
+    The values keep their form, so that any parser reads them as before. A file with a
+    mistake is returned as it is. Returns None for TOML and Python, which only DVC's own
+    packages write.
+    """
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix in (".toml", ".py"):
+        return None
+    import io
+
+    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+
+    def part(node: Node, key: str) -> Node:
+        if isinstance(node, ScalarNode):
+            return copy(node)  # the serializer would mark one used twice
+        if any(is_below(key, k) for k in keys) or not isinstance(node, MappingNode):
+            return node
+        kept = copy(node)  # another key may have the same node, as *alias
+        kept.value = []
+        for name, value in node.value:
+            # What << merges into a section has its keys in the section.
+            path = key if name.value == "<<" else _join(key, name.value)
+            if any(is_below(path, k) or is_below(k, path) for k in keys):
+                kept.value.append((copy(name), part(value, path)))
+        return kept
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except YAMLError:
+        return text
+    if root is None:
+        return text
+    yaml.serialize(part(root, ""), stream := io.StringIO())
+    return stream.getvalue()
+
+
+def undeclared(values: Any, keys: Collection[str], name: str) -> list[str]:
+    """Return the dotted keys that end with `name` and that `keys` do not declare."""
+    found = []
+
+    def look(values: Any, key: str) -> None:
+        if isinstance(values, dict):
+            for step, value in values.items():
+                path = _join(key, str(step))
+                if any(is_below(path, declared) for declared in keys):
+                    continue
+                is_meant = name in (step, path)
+                if is_meant and not any(is_below(k, path) for k in keys):
+                    found.append(path)
+                look(value, path)
+
+    look(values, "")
+    return found
 
 
 def find(values: Any, key: str) -> Any:

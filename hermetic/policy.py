@@ -4,10 +4,12 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from . import settings
 from .declaration import Declaration, absolute, covering, temporary
 
 SYSTEM = [
@@ -16,16 +18,29 @@ SYSTEM = [
     os.path.realpath("/etc/resolv.conf"),  # may be a link to /run
 ]
 """System files that any stage may read."""
+SHARED_MEMORY = "/dev/shm"
+IN_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
+"""The end of a path in DVC's cache."""
+
+PATH = "HERMETIC_PATH"
+"""Environment variable: folders of modules that this package needs, see site."""
+
+Match = Callable[[str], bool | None]
+"""Of a path: whether patterns ignore it, re-include it, or do not match it (None)."""
 
 
 class Ignored:
-    """The .dvcignore files that apply to the deps of a stage."""
+    """What DVC skips in the deps of a stage."""
 
     def __init__(self, root: str) -> None:
         """Start with the patterns that DVC always ignores."""
         self.files: list[str] = []
+        self.repositories: set[str] = set()
+        """Other DVC repositories in the deps."""
         self._root = root
         self._patterns = {root: [".git/", ".git", ".hg/", ".dvc/"]}
+        self._matches: list[tuple[str, Match]] = []
+        self._folders: dict[str, bool] = {}
 
     def read(self, folder: str) -> None:
         """Add the patterns of a folder's .dvcignore, if it has one."""
@@ -40,45 +55,73 @@ class Ignored:
 
     def __contains__(self, path: str) -> bool:
         """Return whether DVC ignores a file, or a folder above it."""
-        deepest_first = sorted(self._patterns.items(), reverse=True)
-        parts = path[len(self._root) + 1 :].split(os.sep)
-        for count in range(1, len(parts) + 1):
-            here = os.path.join(self._root, *parts[:count])
-            here += os.sep if count < len(parts) else ""
-            matches = (
-                _match(patterns, here[len(folder) + 1 :])
-                for folder, patterns in deepest_first
-                if here.startswith(folder + os.sep)
+        return self._is_in_ignored(os.path.dirname(path)) or self._is_ignored(path)
+
+    def _is_in_ignored(self, folder: str) -> bool:
+        if folder not in self._folders:
+            self._folders[folder] = folder != self._root and (
+                folder in self.repositories
+                or self._is_in_ignored(os.path.dirname(folder))
+                or self._is_ignored(folder + os.sep)
             )
+        return self._folders[folder]
+
+    def _is_ignored(self, path: str) -> bool:
+        if not self._matches:
+            deepest_first = sorted(self._patterns.items(), reverse=True)
+            self._matches = [(f + os.sep, _matcher(p)) for f, p in deepest_first]
+        for folder, match in self._matches:
             # The deepest .dvcignore with a matching pattern decides.
-            if next((match for match in matches if match is not None), False):
-                return True
+            if path.startswith(folder):
+                ignored = match(path[len(folder) :])
+                if ignored is not None:
+                    return ignored
         return False
 
 
-def _match(patterns: list[str], path: str) -> bool | None:
-    """Match .gitignore patterns: True is ignored, False re-included, None no match.
+def _matcher(patterns: list[str]) -> Match:
+    """Return a function that matches .gitignore patterns.
 
-    The path of a folder ends with a slash.
+    Its argument is a relative path; that of a folder ends with a slash.
     """
     if all(re.fullmatch(r"[\w.-]+/?", pattern) for pattern in patterns):
-        name = re.sub(r".*/(?=.)", "", path)  # the common case, without pathspec
-        return True if {name, name.rstrip(os.sep)} & {*patterns} else None
+
+        def match(path: str) -> bool | None:  # the common case, without pathspec
+            name = path.rstrip(os.sep).rpartition(os.sep)[2]
+            is_folder = path.endswith(os.sep)
+            return name in patterns or (is_folder and f"{name}/" in patterns) or None
+
+        return match
     from pathspec import GitIgnoreSpec
 
-    return GitIgnoreSpec.from_lines(patterns).check_file(path).include
+    spec = GitIgnoreSpec.from_lines(patterns)
+    return lambda path: spec.check_file(path).include
 
 
 class Policy:
     """What a stage may use. Paths are absolute."""
 
     def __init__(
-        self, declared: Declaration, scratch: str, allow: Sequence[str] = ()
+        self,
+        declared: Declaration,
+        scratch: str,
+        allow: Sequence[str] = (),
+        read: Sequence[str] = (),
+        leftovers: Iterable[str] | None = None,
     ) -> None:
         """Walk the deps once. `scratch` is the folder for temporary files."""
-        self.declared, self.scratch, self.allow = declared, scratch, [*allow]
+        self.declared, self.scratch = declared, scratch
+        self.allow, self.read = [*allow], [*read]
+        if leftovers is None:
+            with suppress(OSError):
+                leftovers = [f"{SHARED_MEMORY}/{n}" for n in os.listdir(SHARED_MEMORY)]
+        self.leftovers = {*(leftovers or [])}
+        """What other processes have in shared memory."""
         self.out_folders = {os.path.dirname(out) for out in declared.outs}
         self.temporary_outs = {temporary(out) for out in declared.outs}
+        self.deps = {os.path.realpath(dep): dep for dep in declared.deps}
+        self.deps |= {dep: dep for dep in declared.deps}
+        """The deps by their path and, for a link, the path of its target."""
         self._set_allowed()
         self._walk_deps()
         self._find_environment()
@@ -89,10 +132,20 @@ class Policy:
         prefix = [f"{sys.pycache_prefix}/"] if sys.pycache_prefix else []
         for place in [*self.allow, *prefix]:
             if "://" not in place:
-                place = os.path.expanduser(place)
+                place = os.path.join(self.declared.base, settings.expand(place))
                 if place.endswith(os.sep):
-                    os.makedirs(place, exist_ok=True)
+                    with suppress(OSError):  # on a read-only disk, there is no cache
+                        os.makedirs(place, exist_ok=True)
                 found |= {absolute(place), os.path.realpath(place)}
+        self.readable_names = {n[3:] for n in self.read if n.startswith("**/")}
+        paths = [
+            os.path.join(self.declared.base, settings.expand(p)) for p in self.read
+        ]
+        self.readable = _with_targets(map(absolute, paths))
+        if self.readable_names:
+            for folder, folders, names in os.walk(self.declared.root):
+                folders[:] = [n for n in folders if n not in (".git", ".dvc", ".venv")]
+                self.readable |= {f"{folder}/{n}" for n in names if self.is_readable(n)}
         # Allowing everything in the folder of the stage would leave nothing to enforce.
         self.listable = {p for p in found if covering(self.declared.base, [p])}
         self.allowed = found - self.listable
@@ -100,20 +153,31 @@ class Policy:
     def _walk_deps(self) -> None:
         root, deps = self.declared.root, self.declared.deps
         self.ignored = Ignored(root)
-        self.links: list[str] = []
+        self.links: set[str] = set()
         """Targets of the links in deps: DVC may link the files to its cache."""
         self.module_folders = {os.path.dirname(dep) for dep in deps if _is_module(dep)}
         for dep in deps:
             for above in reversed(Path(dep).parents):
                 if covering(str(above), [root]):
                     self.ignored.read(str(above))
-            for folder, _, names in os.walk(dep):
-                if ".dvcignore" in names:
+            if os.path.isdir(dep):
+                self._walk(dep)
+            elif os.path.islink(dep):
+                self.links.add(os.path.realpath(dep))
+
+    def _walk(self, folder: str) -> None:
+        with suppress(PermissionError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    self.links.add(_target(entry.path))
+                elif entry.is_dir():
+                    if entry.name == ".dvc":
+                        self.ignored.repositories.add(folder)
+                    self._walk(entry.path)
+                elif entry.name == ".dvcignore":
                     self.ignored.read(folder)
-                if any(map(_is_module, names)):
+                elif _is_module(entry.name):
                     self.module_folders.add(folder)
-                paths = [os.path.join(folder, name) for name in names]
-                self.links += map(os.path.realpath, filter(os.path.islink, paths))
 
     def _find_environment(self) -> None:
         self.prefixes = _with_targets([sys.prefix, sys.base_prefix, sys.exec_prefix])
@@ -124,13 +188,21 @@ class Policy:
             sysconfig.get_path("stdlib"),
             sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
         ]
-        packages = map(sysconfig.get_path, ("purelib", "platlib"))
-        self._packages = _slashed(_with_targets(packages))
+        packages = _with_targets(map(sysconfig.get_path, ("purelib", "platlib")))
+        # This package, if `observe` has started it from another environment.
+        needed = filter(None, os.environ.get(PATH, "").split(os.pathsep))
+        own = _with_targets([os.path.dirname(__file__), *needed])
+        packages |= {folder for folder in own if not covering(folder, [root])}
+        self._packages = _slashed(packages)
         self._stdlib = _slashed(_with_targets(stdlib))
         self.library_folders = [p.rstrip(os.sep) for p in self._packages + self._stdlib]
         # For example, those of the Python that created a virtual environment.
         other = [f"{p}/{name}-packages" for p in stdlib for name in ("site", "dist")]
         self._other_packages = _slashed(_with_targets(other))
+        # Those in the repository have to be declared, as other modules in it.
+        editable = [p for p in _editable(packages) if not covering(p, [root])]
+        self.editable = sorted(_with_targets(editable))
+        self._packages += _slashed(self.editable)
 
     def is_installed(self, path: str, is_module: bool) -> bool:
         """Return whether a file is in the environment or the standard library."""
@@ -142,6 +214,15 @@ class Policy:
             return in_stdlib and not path.startswith(self._other_packages)
         return path.startswith(self._prefixes)
 
+    def remedy(self, path: str) -> str:
+        """Say how to allow a file that dvc.yaml cannot declare."""
+        key, name = settings.place(path, self.declared.root)
+        return f'add "{name}" to {key} in {settings.PLACE}'
+
+    def is_readable(self, name: str) -> bool:
+        """Return whether files of a name may be read wherever they are."""
+        return any(fnmatchcase(name, pattern) for pattern in self.readable_names)
+
     def relative(self, path: str) -> str:
         """Return a path as dvc.yaml names it."""
         return os.path.relpath(path, self.declared.base)
@@ -149,6 +230,29 @@ class Policy:
 
 def _is_module(name: str) -> bool:
     return name.endswith(".py")
+
+
+def _target(link: str) -> str:
+    """Return what the kernel has to allow for a link: in DVC's cache, a folder."""
+    target = os.path.join(os.path.dirname(link), os.readlink(link))
+    # Resolving each of many thousand links would take seconds.
+    return (
+        os.path.dirname(target) if IN_CACHE.search(target) else os.path.realpath(target)
+    )
+
+
+def _editable(folders: Iterable[str]) -> list[str]:
+    """Return the projects that `pip install --editable` has installed (PEP 610)."""
+    found = []
+    for folder in folders:
+        for file in Path(folder).glob("*.dist-info/direct_url.json"):
+            import json
+            from urllib.request import url2pathname
+
+            entry = json.loads(file.read_text("utf-8"))
+            if entry.get("dir_info", {}).get("editable"):
+                found.append(url2pathname(entry["url"].removeprefix("file://")))
+    return found
 
 
 def _with_targets(paths: Iterable[str]) -> set[str]:

@@ -3,18 +3,20 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
-from . import landlock
-from .declaration import UndeclaredAccess, absolute, covering
-from .hook import RECORD
+from . import landlock, settings
+from .declaration import UndeclaredAccess, absolute, covering, temporary
+from .hook import chain
 from .landlock import READ, REMOVE_FOLDER, WRITE
 from .policy import SYSTEM, Policy
 
-UNCHECKED_FOLDERS = {".git", ".dvc", "__pycache__"}
-UNCHECKED_FILES = {".gitignore", "dvc.lock"}
-"""What DVC and Git write next to the outs."""
+UNCHECKED = {"__pycache__", ".gitignore"}
+"""What Python and DVC write next to the outs."""
+UNCHECKED_BELOW = {".git": {"objects", "logs"}, ".dvc": {"cache", "tmp"}}
+"""What changes nothing that is recorded, in Git's and DVC's own folders."""
 DENIED = re.compile(
     r"permission denied|access denied|unable to open|errno.{0,3}13", re.I
 )
@@ -32,18 +34,31 @@ class Sandbox:
     """
 
     def __init__(self, policy: Policy) -> None:
-        """Apply the sandbox if the kernel supports it."""
+        """Describe a sandbox that `apply`, here or in a parent process, puts on."""
         self._policy, self._declared = policy, policy.declared
         self._made: list[str] = []
         self._before: dict[str, State] = {}
+        self.unnamed: dict[str, int] = {}
+        """By out: an open file without a name, which the kernel allows to read, too."""
+        self.hidden: dict[str, str] = {}
+        """By out that may be a folder: an empty one beside it."""
         self.is_on = landlock.version() > 0
+
+    def apply(self, create: Iterable[str] = ()) -> None:
+        """Create some outs, then restrict this process if the kernel supports it."""
+        policy = self._policy
         if self.is_on:
             # A rule needs an existing folder. If this one were missing, the rule would
             # have to name a parent, and would allow more.
             for folder in policy.out_folders | self._declared.folders:
                 self._make(folder)
+            for out in create:
+                Path(self._declared.base, out).touch()
             self._before = dict(self._scan())  # to find changes at exit
-            self.is_on = landlock.restrict(self._rules(), network=policy.network)
+            rules = self._rules()
+            for handle in self.unnamed.values():
+                rules[f"/proc/self/fd/{handle}"] = READ | WRITE
+            self.is_on = landlock.restrict(rules, network=policy.network)
 
     def _make(self, folder: str) -> None:
         if not os.path.isdir(folder):
@@ -65,7 +80,8 @@ class Sandbox:
         allow(READ, os.path.dirname(sys.executable), f"{sys.prefix}/pyvenv.cfg")
         allow(READ | WRITE, *policy.library_folders)  # for __pycache__
         allow(READ | WRITE, *policy.allowed, policy.scratch, "/dev")
-        allow(READ, *declared.deps, *policy.links, *policy.ignored.files)
+        allow(READ, *policy.readable, *policy.editable)
+        allow(READ, *policy.deps, *policy.links, *policy.ignored.files)
         allow(READ, *(file for file, key in declared.params if key == "*"))
         for folder in [] if sys.dont_write_bytecode else policy.module_folders:
             folder = os.path.join(folder, "__pycache__")
@@ -75,10 +91,39 @@ class Sandbox:
         for folder in policy.out_folders:
             allow(READ | WRITE if self._has_only_outs(folder) else WRITE, folder)
         allow(READ | WRITE, *declared.outs)  # those that DVC has not deleted
-        if RECORD in os.environ:
-            allow(WRITE, os.environ[RECORD])
+        for out in declared.outs:
+            if not self._has_only_outs(os.path.dirname(out)):
+                self._prepare(out, temporary(out))
+        allow(READ | WRITE, *self.hidden.values())
         allow(REMOVE_FOLDER, *map(os.path.dirname, [policy.scratch, *self._made]))
         return rules
+
+    def _prepare(self, *paths: str) -> None:
+        """Create what `open` and `os.mkdir` will give the path of an out.
+
+        So a stage can read an out again whose folder holds other files.
+        """
+        for path in paths:
+            folder, name = os.path.split(path)
+            with suppress(OSError, AttributeError):  # not on every system
+                if not os.path.lexists(path):
+                    flags = os.O_TMPFILE | os.O_RDWR
+                    self.unnamed[path] = os.open(folder, flags, 0o666)
+                    if "." not in name:
+                        self.hidden[path] = os.path.join(folder, f".{name}.hermetic")
+                        self._make(self.hidden[path])
+
+    def link(self, path: str) -> None:
+        """Give the prepared file of an out that is about to be created its name."""
+        handle = self.unnamed.pop(path)
+        with suppress(OSError):  # it exists already
+            source = f"/proc/self/fd/{handle}"
+            os.link(source, path, src_dir_fd=handle, follow_symlinks=True)
+        os.close(handle)
+
+    def rename(self, path: str) -> None:
+        """Give the prepared folder of an out its name."""
+        os.rename(self.hidden.pop(path), path)
 
     def _has_only_outs(self, folder: str) -> bool:
         """Return whether a folder holds nothing but outs of this stage."""
@@ -91,15 +136,11 @@ class Sandbox:
         )
 
     def _scan(self) -> Iterator[tuple[str, State]]:
-        """Yield the other files in the outs' folders.
-
-        Leaves out other stages' outs: DVC itself notices when they change.
-        """
+        """Yield the other files in the outs' folders."""
         policy, declared = self._policy, self._declared
         skipped = {
             *(*declared.outs, *policy.temporary_outs),
-            *(declared.others - declared.deps),
-            *(policy.scratch, *policy.allowed),
+            *(policy.scratch, *policy.allowed, *policy.readable),
             *(*policy.prefixes, *policy.library_folders),
         }
         folders = policy.out_folders
@@ -107,48 +148,60 @@ class Sandbox:
         while todo:
             with suppress(PermissionError), os.scandir(todo.pop()) as entries:
                 for entry in entries:
-                    if entry.path in skipped or entry.name in UNCHECKED_FILES:
+                    name = entry.name
+                    above = os.path.basename(os.path.dirname(entry.path))
+                    if entry.path in skipped or name in UNCHECKED:
+                        continue
+                    if name in UNCHECKED_BELOW.get(above, ()):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.name not in UNCHECKED_FOLDERS:
-                            todo.append(entry.path)
+                        todo.append(entry.path)
                         continue
                     with suppress(FileNotFoundError):
                         found = entry.stat(follow_symlinks=False)
                         state = (found.st_ino, found.st_size, found.st_mtime_ns)
                         yield entry.path, state
 
-    def undeclared_writes(self) -> UndeclaredAccess | None:
-        """Return the error for files next to the outs that were written or removed."""
+    def undeclared_writes(self) -> list[str]:
+        """Return the files next to the outs that were written or removed."""
         if not self.is_on:
-            return None
+            return []
         changes = self._before.items() ^ dict(self._scan()).items()
-        if not changes:
-            return None
-        first, *others = sorted({self._policy.relative(path) for path, _ in changes})
-        more = f" and {len(others)} more" if others else ""
-        return UndeclaredAccess(
-            f"stage {self._declared.stage} writes {first}{more}, which dvc.yaml does "
-            f'not declare: add "- {first}" to its outs, or run it again if '
-            "another process changed it"
-        )
+        return sorted({self._policy.relative(path) for path, _ in changes})
+
+    def is_beside_dvc_yaml(self, name: str) -> bool:
+        """Return whether a file is writable only because the whole folder is."""
+        folders = self._policy.out_folders
+        wide = {folder for folder in folders if covering(self._declared.base, [folder])}
+        return not covering(absolute(name, self._declared.base), folders - wide)
+
+    def is_record(self, name: str) -> bool:
+        """Return whether a file is Git's or DVC's own, as other commands change it."""
+        path = absolute(name, self._declared.base)
+        folders = [f"{self._declared.root}/{name}" for name in UNCHECKED_BELOW]
+        return bool(covering(path, folders)) or os.path.basename(path) == "dvc.lock"
 
     def explain(self, error: BaseException) -> UndeclaredAccess | None:
         """Return the violation that may have caused an error in C code or a program."""
-        errors = list(_chain(error))
+        errors = list(chain(error))
         if not self.is_on or not any(map(_may_be_denial, errors)):
             return None
         stage = self._declared.stage
         names = [name for cause in errors for name in _names(cause)]
-        for name in names:
-            if denial := self._denial(absolute(name, self._declared.base)):
-                return UndeclaredAccess(f"stage {stage} {denial}")
         if names:
-            return None
+            return self.denial(names)
         return UndeclaredAccess(
             f"stage {stage} and the programs it starts can use only what dvc.yaml "
-            "declares: if they were denied a file, add it to its deps or outs"
+            "declares: if they were denied a file, add it to its deps or outs; "
+            f'if it was the network, add "tcp://" to allow in {settings.PLACE}'
         )
+
+    def denial(self, names: Iterable[str]) -> UndeclaredAccess | None:
+        """Return the violation of the first file that was denied."""
+        for name in names:
+            if denial := self._denial(absolute(name, self._declared.base)):
+                return UndeclaredAccess(f"stage {self._declared.stage} {denial}")
+        return None
 
     def _denial(self, path: str) -> str | None:
         """Describe the denied access to a file that an error names, or return None."""
@@ -161,16 +214,19 @@ class Sandbox:
             folder = os.path.dirname(out)
             if not os.access(existing, os.W_OK) or self._has_only_outs(folder):
                 return None
+            folder, out = os.path.dirname(out), policy.relative(out)
+            remedy = f'add "{out}" to create in {settings.PLACE}'
+            if out != name:
+                remedy = f'end that out with a slash, "{out}/"'
             return (
                 f"can write {name} but not read it back, because its folder holds "
-                "other files: put its outs in a folder of their own, or end an out "
-                "that is a folder with a slash"
+                f"other files: {remedy}, or put its outs in a folder of their own"
             )
-        usable = [*declared.deps, *policy.allowed, *policy.prefixes, policy.scratch]
+        usable = {*policy.deps, *policy.allowed, *policy.prefixes, policy.scratch}
         if covering(path, usable) or covering(path, SYSTEM):
             return None
         if not covering(path, [declared.root]):
-            return f"uses {path}, outside the repository: name it in enforce(allow=[…])"
+            return f"uses {path}, outside the repository: {policy.remedy(path)}"
         return (
             f'uses {name}, which dvc.yaml does not declare: add "- {name}" to its '
             "deps, or to its outs"
@@ -181,13 +237,6 @@ class Sandbox:
         for folder in reversed(self._made):
             with suppress(OSError):
                 os.rmdir(folder)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes."""
-    while error:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _may_be_denial(error: BaseException) -> bool:

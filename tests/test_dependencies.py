@@ -55,7 +55,7 @@ def test_a_stage_declares_exactly_the_scripts_and_packages_it_imports(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_everything_that_it_declares(lent, stage):
     """DVC would rerun it for nothing when what it does not read changes."""
-    command = ["python", "-m", "hermetic", "--single-item", stage]
+    command = ["python", "-m", "hermetic", "check", "--single-item", stage]
     assert f"\n{stage}\n  " in succeed(lent, *command)
 
 

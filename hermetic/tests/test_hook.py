@@ -64,6 +64,12 @@ for folder, _, names in os.walk("data/folder"):
 assert hermetic.read_params("mine") == 1
 assert hermetic.read_params() == {"mine": 1, "some": {"of": {"a": 3}}}
 """,
+    "a parameter file, which then holds only those": """
+import yaml
+expected = {"mine": 1, "some": {"of": {"a": 3}}}
+assert yaml.safe_load(open("params.yaml")) == expected
+assert yaml.safe_load(pathlib.Path("params.yaml").read_bytes()) == expected
+""",
     "a temporary of an out": """
 os.makedirs("out", exist_ok=True)
 open(hermetic.temporary("out/result"), "w").close()
@@ -83,6 +89,28 @@ with tempfile.TemporaryDirectory() as folder:
     open(folder + "/sub/file", "w").close()
     os.rename(folder + "/sub/file", folder + "/file")
     os.rmdir(folder + "/sub")
+""",
+    "folders by their descriptor, while a name in the working folder is the same": """
+import shutil
+os.makedirs("out/result/data/other", exist_ok=True)
+open("out/result/data/other/file", "w").close()
+shutil.rmtree("out/result")
+for folder, _, names, descriptor in os.fwalk("data/folder"):
+    for name in names:
+        os.close(os.open(name, os.O_RDONLY, dir_fd=descriptor))
+""",
+    "what is not there, or is there already": """
+import contextlib, pkgutil
+with contextlib.suppress(FileNotFoundError):
+    os.listdir("nvidia/lib")
+list(pkgutil.iter_modules())
+os.makedirs("data", exist_ok=True)
+""",
+    "attempts to learn what the network can": """
+with contextlib.suppress(PermissionError):
+    socket.socket().bind(("127.0.0.1", 0))
+left, right = socket.socketpair()
+left.sendmsg([b"1"])
 """,
     "memory and random numbers": "os.urandom(8); io.BytesIO(b'1').read()",
     "names of code that has no file": """
@@ -143,11 +171,15 @@ UNDECLARED = [
     ('os.makedirs("out", exist_ok=True); os.listdir(os.open("out", os.O_RDONLY))', OUT),
     ('shutil.copy("data/other", tempfile.mkdtemp())', READ),
     ("import helper", HELPER),
-    ("import package.helper", 'reads package … add "- package" to its deps'),
+    ("import package.helper", 'reads package/helper.py … add "- package/helper.py"'),
     ('open("dvc.yaml")', "reads dvc.yaml"),
-    ('open(".git/HEAD")', "reads .git/HEAD … name it in enforce(allow=[…])"),
+    ('open(".git/HEAD")', 'reads .git/HEAD … add "git" to presets in'),
     ('open(".dvc/cache/files/md5/00/1")', "reads .dvc/cache/files/md5/00/1"),
-    ('open("params.yaml")', "reads params.yaml … use hermetic.read_params(KEY)"),
+    ('open("params.yaml", "a")', "writes params.yaml"),
+    (
+        'import yaml; yaml.safe_load(open("params.yaml"))["some"]["others"]',
+        'reads some.others … add "- some.others" to its params',
+    ),
     ('hermetic.read_params("other")', 'reads other … add "- other" to its params'),
     ('hermetic.read_params()["other"]', 'reads other … add "- other" to its params'),
     ('hermetic.read_params("some")["others"]', 'add "- some.others" to its params'),
@@ -169,12 +201,28 @@ UNDECLARED = [
     ('os.chmod("data/other", 0o600)', "writes data/other"),
     ('tempfile.mkstemp(dir="data")', "writes data/"),
     ('open("/home/someone/a")', "reads /home/someone/a, outside the repository"),
-    ('os.listdir("/home/someone")', "reads /home/someone, outside"),
+    ('os.listdir("/home")', "reads /home, outside"),
     ('open("/home/someone/a", "w")', "writes /home/someone/a"),
     ('os.execv("/bin/true", ["true"])', "replaces itself with … subprocess.run"),
     ('socket.create_connection(("127.0.0.1", 9))', "uses the network"),
     ('socket.getaddrinfo("localhost", 80)', "uses the network"),
-    ('socket.socket().bind(("127.0.0.1", 0))', "uses the network"),
+    ('socket.socket().bind(("0.0.0.0", 0))', "uses the network"),
+    (
+        's = socket.socket(type=socket.SOCK_DGRAM); s.sendto(b"1", ("127.0.0.1", 9))',
+        "network",
+    ),
+    (
+        'to = ("127.0.0.1", 9); udp = socket.socket(type=socket.SOCK_DGRAM)\n'
+        'udp.sendmsg([b""], [], 0, to)',
+        "uses the network",
+    ),
+    ('socket.socket(socket.AF_UNIX).connect("/run/daemon.sock")', "/run/daemon.sock"),
+    ('socket.socket(socket.AF_UNIX).connect("\\0daemon")', "uses the network"),
+    ('socket.gethostbyaddr("127.0.0.1")', "uses the network"),
+    (
+        'os.makedirs("out", exist_ok=True); os.symlink("../data/other", "out/result")',
+        READ,
+    ),
 ]
 
 
@@ -190,10 +238,7 @@ def test_what_is_not_declared_is_refused_and_changes_nothing(project, start):
 
 
 def test_programs_need_the_kernel(project):
-    deeds = [
-        *('subprocess.run(["true"])', 'os.system("true")'),
-        'multiprocessing.get_context("spawn").Process(target=print).start()',
-    ]
+    deeds = ['subprocess.run(["true"])', 'os.system("true")']
     told = "starts a program … do its work in Python"
     ends = start_each(project, deeds, start_without_kernel)
     assert [violates(done, told) for done in ends] == [True] * len(deeds)
@@ -217,6 +262,10 @@ file = open("out/result", "w")
 {HIDE}
 sys.exit(0)
 """,
+    "and ends with os._exit": f"""
+{HIDE}
+os._exit(0)
+""",
     "in a process that it forks": f"""
 if not os.fork():
     {HIDE}
@@ -235,6 +284,58 @@ def test_a_stage_that_swallows_the_error_still_fails(project):
     for done in start_each(project, SWALLOWED.values()):
         assert violates(done, READ), done.args
     assert (project / "out/result").read_text() == ""
+
+
+def test_so_does_one_that_tries_the_network_or_a_file_outside(project):
+    outside = [
+        'open("/home/someone/a")',
+        'socket.create_connection(("127.0.0.1", 9))',
+        'open("/home/someone/a", "w")',
+    ]
+    deeds = [f"with contextlib.suppress(OSError): {deed}" for deed in outside]
+    for done in start_each(project, [f"{deed}\nsys.exit()" for deed in deeds]):
+        assert "UndeclaredAccess: swallowed in\n" in done.stderr
+        assert violates(done, "stage probe"), done.args
+
+
+def test_a_traceback_may_look_for_a_source_that_is_not_there(project):
+    """As for an error in a compiled module: pandas/_libs/index.pyx."""
+    probe(project, 'exec(compile("{}[1]", "pandas/_libs/index.pyx", "exec"))')
+    assert start(project).stderr.endswith("\nKeyError: 1\n")
+
+
+@starts
+def test_a_link_made_in_an_out_is_a_read_of_its_target(project, start):
+    """However it was made: DVC would cache the content and never look there again."""
+    (project / "out").mkdir()
+    (project / "out/result").symlink_to("../data/other")
+    probe(project, "sys.exit()")
+    assert violates(start(project), "reads data/other")
+    (project / "out/result").unlink()
+    (project / "out/result").symlink_to("../data/file")
+    assert is_quiet(start(project))
+
+
+def test_a_dep_may_be_a_link_to_a_folder(project, tmp_path):
+    shutil.move(project / "data/folder", tmp_path / "another disk")
+    (project / "data/folder").symlink_to(tmp_path / "another disk")
+    probe(project, 'open("data/folder/sub/file"); os.listdir("data/folder")')
+    assert is_quiet(start(project))
+
+
+def test_another_dvc_repository_in_a_dep_is_refused(project):
+    """DVC skips it, so that an edit in it would change nothing."""
+    (project / "data/folder/sub/.dvc").mkdir()
+    probe(project, 'open("data/folder/sub/file")')
+    told = "reads data/folder/sub/file in another DVC repository, which DVC skips"
+    assert violates(start(project), told)
+
+
+def test_dvc_has_to_be_new_enough_to_name_the_stage(project):
+    program = 'import hermetic; hermetic.enforce(); open("data/other")'
+    done = run(project, "python", "-c", program, DVC_ROOT=str(project))
+    assert "does not name the stage that it runs: install DVC 3.49" in done.stderr
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -303,7 +404,9 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_holds_the_modules_and_no_tests(wheel):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == {f"hermetic/{path.name}" for path in PACKAGE.glob("*.py")}
+    modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    ours = {path for path in modules if path.parts[0] != "tests"}
+    assert names == {f"hermetic/{path}" for path in ours}
 
 
 def test_hermetic_may_be_installed_in_an_environment_in_the_repository(project, wheel):
@@ -420,14 +523,17 @@ def test_with_a_wdir_the_line_to_add_is_relative_to_it(project):
 
 
 @pytest.fixture
-def new_hook(tmp_path, tmp_path_factory):
+def new_hook(tmp_path, tmp_path_factory, monkeypatch):
     """Return a function that makes the hook of a stage with one dep."""
 
     def new() -> AuditHook:
         root = str(tmp_path / "root")
         deps = frozenset({f"{root}/dep.py"})
         declared = Declaration("s", root, root, deps, frozenset(), frozenset())
-        return AuditHook(Policy(declared, str(tmp_path_factory.mktemp("scratch"))))
+        hook = AuditHook(Policy(declared, str(tmp_path_factory.mktemp("scratch"))))
+        # A file that is not there is refused to the stage's own code.
+        monkeypatch.setattr(hook, "_is_own_code", lambda: True)
+        return hook
 
     return new
 
@@ -435,7 +541,7 @@ def new_hook(tmp_path, tmp_path_factory):
 def test_what_is_mounted_or_shared_is_not_the_systems(new_hook):
     for path in ("/etc/hosts", "/usr/share/zoneinfo/UTC", "/proc/cpuinfo"):
         new_hook().check_read(path)
-    for folder in ("/opt/datasets", "/run/media/usb", "/dev/shm", "/mnt"):
+    for folder in ("/opt/datasets", "/run/media/usb", "/mnt"):
         with pytest.raises(hermetic.UndeclaredAccess, match="outside the repository"):
             new_hook().check_read(f"{folder}/a.csv")
 

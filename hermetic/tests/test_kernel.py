@@ -108,7 +108,9 @@ except sqlite3.OperationalError as error:
     assert "unable to open" in str(error)
 """,
     "a program of a program": """assert fails("sh", "-c", "sh -c 'cat data/other'")""",
-    "another Python": """assert fails(sys.executable, "-c", "open('data/other')")""",
+    "another Python, without hermetic": """
+assert fails(sys.executable, "-I", "-c", "open('data/other')")
+""",
     "removing": 'assert fails("rm", "-f", "data/other")',
     "moving it to the out": 'assert fails("mv", "data/other", "out/result")',
     "linking it to the out": 'assert fails("ln", "data/other", "out/result")',
@@ -137,7 +139,7 @@ ERRORS = {
     ),
     "a file outside": (
         'subprocess.run(["cat", os.path.abspath("../outside")], check=True)',
-        "outside the repository: name it in enforce(allow=[…])",
+        "outside the repository: add … to allow in [tool.hermetic] of pyproject.toml",
     ),
     "another excepthook": (
         'sys.excepthook = sys.__excepthook__; sh("cat data/other")',
@@ -180,8 +182,16 @@ def test_a_folder_of_outs_and_others_is_for_writing_only(project):
     probe(project, 'assert fopen("out/earlier") == "EACCES"')
     assert is_quiet(start(project))
     (project / "out/result").unlink()  # as DVC does before it runs a stage
-    probe(project, 'open("out/result", "w+")')
-    assert violates(start(project), "can write out/result but not read it back")
+    probe(project, 'open("out/result", "w+"); open("out/result").read()')
+    assert is_quiet(start(project))
+    (project / "out/result").unlink()
+    denied = 'raise RuntimeError(f"out/result: {os.strerror(errno.EACCES)}")'
+    probe(project, f'if fopen("out/result", "w+") == "EACCES": {denied}')
+    told = "can write out/result but not read it back … to create in [tool.hermetic]"
+    assert violates(start(project), told)
+    create = '[tool.hermetic.stages.probe]\ncreate = ["out/result"]'
+    (project / "pyproject.toml").write_text(create, "utf-8")
+    assert is_quiet(start(project))
     (project / "out/result").unlink()
     edit(project / "dvc.yaml", "out/result", "out/result/")
     again = 'open("out/result/a", "w+"); open("out/result/a").read(); raise SystemExit'
@@ -237,7 +247,7 @@ raise SystemExit
 
 CONNECT = """
 code = "import socket; socket.create_connection(('127.0.0.1', {port}))"
-assert fails(sys.executable, "-c", code) is {fails}
+assert fails(sys.executable, "-I", "-c", code) is {fails}
 """
 
 

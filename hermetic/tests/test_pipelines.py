@@ -91,14 +91,6 @@ KINDS = {
         import write
         """),
 }
-TABLE = {
-    "a": "src/formats.py:7",
-    "p.json: a.b": "src/formats.py:3",
-    "p.py: A.b": "src/formats.py:5",
-    "p.toml: a.b": "src/formats.py:4",
-    "params.yaml: *": "src/formats.py:6",
-    "src": "src/formats.py:1",
-}
 RESULTS = [*"abcefgk", "part/d", "h/i/j", "sub/m"]
 
 
@@ -115,23 +107,6 @@ def test_every_kind_of_stage_is_checked_under_dvc(make):
     assert len({*refused}) == 8, said
     last = by_hand(folder, "src/formats.py", "k", stage="formats")  # DVC skipped it
     assert violates(last, "reads .gitignore", stage="formats")
-
-
-def test_a_command_shows_which_line_used_what_and_what_is_superfluous(make):
-    folder = make(KINDS)
-    under_dvc(folder)
-    edit(folder / "dvc.yaml", "deps: [a, src]", "deps: [a, src, part/in, src/write.py]")
-    told = {
-        "part/in": "not used by Python",
-        "src/write.py": "declared twice: it is in src",
-    }
-    for more in (told, {}):
-        done = run(folder, "python", "-m", "hermetic", "formats", PYTHONPATH="src")
-        table = done.stdout.split("\nformats\n")[1].split("\n\n")[0]
-        assert dict(re.findall(r"^  (\S.*?)  +(.+)$", table, re.M)) == TABLE | more
-        assert (done.returncode, done.stderr) == (bool(more), "")
-        if more:
-            edit(folder / "dvc.yaml", ", part/in, src/write.py", "")
 
 
 # Libraries that do more than a stage declares: README.md lists what to allow.

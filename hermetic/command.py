@@ -1,0 +1,152 @@
+"""Run a command as a stage, without an edit of its code: `hermetic run -- COMMAND`."""
+
+import atexit
+import errno
+import fnmatch
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from contextlib import suppress
+
+import hermetic
+
+from . import landlock, settings
+from .declaration import UndeclaredAccess, declaration
+
+PASSED = [
+    # Who and where.
+    *("HOME", "USER", "LOGNAME", "SHELL", "PATH", "PWD", "TMPDIR", "XDG_*", "DVC_*"),
+    *("PYTHON*", "VIRTUAL_ENV", "CONDA*", "LD_LIBRARY_PATH", "DYLD_*", "HERMETIC*"),
+    # Language and terminal.
+    *("LANG", "LANGUAGE", "LC_*", "TZ", "TERM*", "COLORTERM", "COLUMNS", "LINES"),
+    *("NO_COLOR", "FORCE_COLOR", "CI"),
+    # The machine's processors, and the share of a job in them.
+    *("CUDA_*", "NVIDIA_*", "HIP_*", "ROCR_*", "SLURM_*", "OMP_*", "MKL_*"),
+    *("OPENBLAS_*", "NUMEXPR_*"),
+    # A company's network.
+    *("*_PROXY", "*_proxy", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+]
+"""The environment variables that a stage gets; pyproject.toml may name more."""
+
+USAGE = "usage: hermetic run [--stage NAME] -- COMMAND [ARGUMENT …]"
+
+
+def run(arguments: list[str]) -> int:
+    """Restrict this process to what dvc.yaml declares, then run a command in it.
+
+    `python FILE`, `python -m MODULE` and console scripts of this environment run in
+    this process; any other command runs as a child, which the kernel restricts. Raises
+    UndeclaredAccess if DVC has not named the stage, and SystemExit.
+    """
+    if "--" not in arguments:
+        sys.exit(USAGE)
+    at = arguments.index("--")
+    options, command = arguments[:at], arguments[at + 1 :]
+    if not command or (options and (len(options) != 2 or options[0] != "--stage")):
+        sys.exit(USAGE)
+    stage = options[1] if options else None
+    declared = declaration(stage)
+    if not declared:
+        sys.exit(
+            "hermetic run does not know the stage: start it by `dvc repro`, or add "
+            "--stage NAME"
+        )
+    passed = [*PASSED, *settings.read(declared).environment]
+    _restrict_environment(declared.stage, passed)
+    hermetic.enforce(stage)
+    if is_python(command[0]) and command[1:2] == ["-m"] and len(command) > 2:
+        sys.argv, sys.path[0] = command[2:], os.getcwd()
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+    elif is_python(command[0]) and command[1:] and command[1][0] != "-":
+        _run_script(command[1], command[1:])
+    elif (script := shutil.which(command[0])) and _is_ours(script):
+        _run_script(script, command)
+    else:
+        return _run_child(declared.stage, command)
+    return 0
+
+
+def is_python(command: str) -> bool:
+    """Return whether a command is the Python that runs this."""
+    found = shutil.which(command) or ""
+    if not re.fullmatch(r"python[\d.]*", os.path.basename(command)):
+        return False
+    # Not the real path: an environment's Python is a link to the one that made it.
+    return os.path.dirname(os.path.abspath(found)) == os.path.dirname(sys.executable)
+
+
+def _is_ours(script: str) -> bool:
+    """Return whether a program is a Python script of this environment."""
+    folder = os.path.realpath(sysconfig.get_path("scripts"))
+    if os.path.dirname(os.path.realpath(script)) != folder:
+        return False
+    with open(script, "rb") as file:
+        return b"python" in file.readline(200) and file.read(1) != b"\0"
+
+
+def _run_script(file: str, arguments: list[str]) -> None:
+    sys.argv = [file, *arguments[1:]]
+    sys.path[0] = os.path.dirname(os.path.abspath(file))
+    runpy.run_path(file, run_name="__main__")
+
+
+def _run_child(stage: str, command: list[str]) -> int:
+    if not landlock.version():
+        raise UndeclaredAccess(
+            f"stage {stage} runs {command[0]}, which only the kernel could check, from "
+            "Linux 5.13 on: run a Python command"
+        )
+    print(
+        f"stage {stage}: {command[0]} is checked by the kernel alone", file=sys.stderr
+    )
+    try:
+        child = subprocess.Popen(command)
+    except FileNotFoundError:
+        sys.exit(f"stage {stage}: there is no command {command[0]}")
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        child = subprocess.Popen(["sh", *command])  # as a shell does
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    status = None
+    while status is None:
+        with suppress(KeyboardInterrupt):  # the terminal interrupts the child, too
+            status = child.wait()
+    if status:
+        told = "if it was denied a file, add that to the deps or outs of the stage"
+        denied = hermetic._sandbox and hermetic._sandbox.denial(
+            filter(os.path.exists, command)
+        )
+        print(denied or f"stage {stage}: {command[0]} failed; {told}", file=sys.stderr)
+    return status if status >= 0 else 128 - status
+
+
+def _restrict_environment(stage: str, passed: list[str]) -> None:
+    """Hide the other environment variables; at exit, name those that were asked for."""
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if not any(fnmatch.fnmatchcase(name, p.partition("=")[0]) for p in passed)
+    }
+    asked = set()
+
+    class Environment(type(os.environ)):  # type: ignore[misc]
+        def __getitem__(self, name: str) -> str:
+            if name in hidden:
+                asked.add(name)
+            return str(super().__getitem__(name))
+
+    def tell() -> None:
+        if asked:
+            names = ", ".join(sorted(asked))
+            remedy = f"add what it needs to environment in {settings.PLACE}"
+            text = f"stage {stage} asked for {names}, which it does not get: {remedy}"
+            print(f"warning: {text}", file=sys.stderr)
+
+    os.environ.__class__ = Environment
+    atexit.register(tell)

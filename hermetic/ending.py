@@ -1,0 +1,102 @@
+"""Report a violation when a process ends, whatever has become of the error."""
+
+import atexit
+import os
+import shutil
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+from .declaration import UndeclaredAccess
+from .hook import AuditHook
+from .sandbox import Sandbox
+
+_is_reported = False
+
+
+def report_violations(hook: AuditHook, sandbox: Sandbox, *, is_owner: bool) -> None:
+    """Fail a process that hides a violation, and report it with the error it led to.
+
+    The owner is the process that began to enforce. It checks what the stage has
+    written, and removes the folder for temporary files.
+    """
+    owner = os.getpid() if is_owner else 0
+    previous, exit_now = sys.excepthook, os._exit
+
+    def find(error: BaseException | None) -> UndeclaredAccess | None:
+        if hook.log:
+            return None
+        if violation := hook.violation:
+            return violation
+        if error and (violation := hook.explain(error)):
+            return violation
+        if error:
+            return sandbox.explain(error) if hook.is_sandboxed else None
+        return check_outs(hook, sandbox) if os.getpid() == owner else None
+
+    def excepthook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        global _is_reported
+        _is_reported = True
+        violation = find(error)  # a library may have wrapped it
+        if violation and str(violation) != str(error):
+            violation.__cause__ = error.with_traceback(trace)
+            kind, error, trace = type(violation), violation, None
+        if sys._getframe().f_back:  # called directly, maybe before os._exit
+            clean_up()
+        previous(kind, error, trace)
+
+    def at_exit() -> None:
+        hook.is_paused = True
+        error = getattr(sys, "last_value", None)  # what ended the program
+        violation = find(error)
+        if violation and not _is_reported and str(violation) != str(error):
+            sys.excepthook(type(violation), violation, None)
+        clean_up()
+        if violation:
+            sys.stdout.flush()
+            exit_now(1)
+
+    def _exit(status: int = 0) -> NoReturn:
+        at_exit()
+        exit_now(status)
+
+    def clean_up() -> None:
+        if os.getpid() == owner:
+            with hook.paused():
+                shutil.rmtree(hook.policy.scratch, ignore_errors=True)
+                sandbox.remove_folders()
+
+    sys.excepthook, os._exit = excepthook, _exit
+    atexit.register(at_exit)
+
+
+def check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
+    """Return the violation of a stage that succeeded: what it wrote beside its outs.
+
+    If only other processes can have written that, warns of it.
+    """
+    try:
+        hook.check_links()
+    except UndeclaredAccess as error:
+        return error
+    names = sandbox.undeclared_writes()
+    stage = hook.declared.stage
+    if not hook.has_started_programs:
+        by_others = {name for name in names if sandbox.is_beside_dvc_yaml(name)}
+        edited = sorted(name for name in by_others if not sandbox.is_record(name))
+        if edited:
+            text = f"another process changed {_list(edited)} while stage {stage} ran"
+            print(f"warning: {text}", file=sys.stderr)
+        names = [name for name in names if name not in by_others]
+    if not names:
+        return None
+    return UndeclaredAccess(
+        f"stage {stage} writes {_list(names)}, which dvc.yaml does not declare: "
+        f'add "- {names[0]}" to its outs, or run it again if another process changed it'
+    )
+
+
+def _list(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
