@@ -127,7 +127,7 @@ def _read_stages(folder: str) -> dict[str, Any]:
         from dvc.repo import Repo
 
         return load_file(Repo(folder), file).resolver.resolve()["stages"]
-    return parse_yaml(text).get("stages") or {}
+    return parse_yaml(text, file).get("stages") or {}
 
 
 def _declaration(name: str, stages: dict[str, Any], folder: str) -> Declaration:

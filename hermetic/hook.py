@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,8 +78,9 @@ class AuditHook:
         self._trace = ""  # where it happened, in case that the stage swallows it
         if texts is None:
             for file, _ in self.declared.params:
-                with suppress(OSError):
+                with suppress(Exception):  # told when the stage reads it
                     self.texts[file] = Path(file).read_bytes()
+                    params.parse(self.texts[file].decode("utf-8-sig"), file)
 
     @property
     def violation(self) -> UndeclaredAccess | None:
@@ -251,14 +251,14 @@ class AuditHook:
             )
 
     def _check_listing(self, folder: Any) -> None:
+        if next(_callers()).f_globals.get("__name__") in IMPORTERS:
+            return
         if isinstance(folder, int):  # a file descriptor
             folder = _in_folder(".", folder)
             if not folder:
                 return
         folder = absolute(os.fsdecode("." if folder is None else folder))
         policy, declared = self.policy, self.declared
-        if next(_callers()).f_globals.get("__name__") in IMPORTERS:
-            return
         if covering(folder, policy.listable) or not os.path.isdir(folder):
             return
         if os.path.basename(folder) == "__pycache__":
@@ -433,6 +433,8 @@ class AuditHook:
         if not self.violation:
             self._violation = str(error)
             with self.paused(), suppress(OSError):
+                import traceback
+
                 stack = traceback.extract_stack(next(_callers(), None))
                 self._trace = "".join(traceback.format_list(stack))
                 text = f"{error}\n{self._trace}".encode("utf-8", "replace")

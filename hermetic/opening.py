@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import io
 import os
-import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -23,10 +22,13 @@ def replace_open(hook: AuditHook, sandbox: Sandbox, *, is_owner: bool) -> None:
     folder of other files becomes one that may be read again.
     """
     original = builtins.open
+    files = {file for file, _ in hook.declared.params}
+    names = {*map(os.path.basename, {*files, *sandbox.unnamed})}
 
     @functools.wraps(original)
     def replacement(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-        if isinstance(file, str | bytes | os.PathLike) and not hook.is_paused:
+        is_path = isinstance(file, str | bytes | os.PathLike)
+        if is_path and os.path.basename(os.fsdecode(file)) in names:
             path = absolute(os.fsdecode(file))
             if not {*mode} & {*"wax+"}:
                 file = hook.declared_copy(path) or file
@@ -60,6 +62,8 @@ def _replace_exec() -> None:
     def run(path: Any, arguments: Any, environment: Any) -> NoReturn:
         if os.getpid() != owner:  # a fork, which may become another program
             execve(path, arguments, environment)
+        import subprocess
+
         sys.exit(subprocess.run(arguments, executable=path, env=environment).returncode)
 
     os.execve = run  # type: ignore[assignment]

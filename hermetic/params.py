@@ -1,14 +1,48 @@
 """Read parameter files as DVC does; show a stage only what it declares."""
 
+import marshal
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from copy import copy, deepcopy
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML 1.2 with DVC's own library; return {} for an empty document."""
+def parse_yaml(text: str, file: str = "") -> Any:
+    """Parse YAML 1.2 with DVC's own library; return {} for an empty document.
+
+    The result for a file is kept in DVC's folder for temporary files: importing the
+    library takes longer than everything else here.
+    """
+    kept = _kept(file) if file else ""
+    with suppress(OSError, EOFError, ValueError, TypeError):
+        known, parsed = marshal.loads(Path(kept).read_bytes())
+        if known == text:
+            return parsed
+    parsed = _parse_yaml(text)
+    if kept:
+        with suppress(OSError, ValueError):  # such as a date
+            os.makedirs(os.path.dirname(kept), exist_ok=True)
+            temporary = f"{kept}.{os.getpid()}"
+            Path(temporary).write_bytes(marshal.dumps((text, parsed), 4))
+            os.replace(temporary, kept)
+    return parsed
+
+
+def _kept(file: str) -> str:
+    """Return where to keep what a file holds, or nothing outside a DVC repository."""
+    root = os.path.dirname(file)
+    while not os.path.isdir(f"{root}/.dvc/tmp"):
+        if root == os.path.dirname(root):
+            return ""
+        root = os.path.dirname(root)
+    name = file[len(root) + 1 :].replace("%", "%25").replace(os.sep, "%2F")
+    return f"{root}/.dvc/tmp/hermetic/{name}"
+
+
+def _parse_yaml(text: str) -> Any:
     from ruamel.yaml import YAML  # deferred: takes 20 ms
     from ruamel.yaml.error import FileMark, MarkedYAMLError
 
@@ -22,7 +56,7 @@ def parse_yaml(text: str) -> Any:
         raise
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def parse(text: str, file: str) -> Any:
     """Parse a parameter file in the format that its suffix names, as DVC does.
 
@@ -41,7 +75,7 @@ def parse(text: str, file: str) -> Any:
             from dvc.utils.serialize import parse_py  # deferred: takes 0.1 s
 
             return parse_py(text, file)
-    return parse_yaml(text)
+    return parse_yaml(text, file)
 
 
 class Params(dict[str, Any]):

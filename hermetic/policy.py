@@ -169,7 +169,13 @@ class Policy:
         with suppress(PermissionError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    self.links.add(_target(entry.path))
+                    target = os.path.join(folder, os.readlink(entry.path))
+                    # Resolving each of many thousand links would take seconds. Of
+                    # those into DVC's cache, the kernel allows the folders.
+                    above = target.rpartition(os.sep)[0]
+                    if above not in self.links:
+                        in_cache = IN_CACHE.search(target)
+                        self.links.add(above if in_cache else os.path.realpath(target))
                 elif entry.is_dir():
                     if entry.name == ".dvc":
                         self.ignored.repositories.add(folder)
@@ -184,11 +190,12 @@ class Policy:
         # Leave out one that contains the repository, as /usr contains /usr/src/app.
         root = self.declared.root
         self._prefixes = _slashed(p for p in self.prefixes if not covering(root, [p]))
-        stdlib = [
-            sysconfig.get_path("stdlib"),
-            sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
-        ]
-        packages = _with_targets(map(sysconfig.get_path, ("purelib", "platlib")))
+        paths = sysconfig.get_paths()
+        platform = sysconfig.get_path(
+            "platstdlib", vars={"platbase": sys.base_exec_prefix}
+        )
+        stdlib = [paths["stdlib"], platform]
+        packages = _with_targets([paths["purelib"], paths["platlib"]])
         # This package, if `observe` has started it from another environment.
         needed = filter(None, os.environ.get(PATH, "").split(os.pathsep))
         own = _with_targets([os.path.dirname(__file__), *needed])
@@ -232,26 +239,20 @@ def _is_module(name: str) -> bool:
     return name.endswith(".py")
 
 
-def _target(link: str) -> str:
-    """Return what the kernel has to allow for a link: in DVC's cache, a folder."""
-    target = os.path.join(os.path.dirname(link), os.readlink(link))
-    # Resolving each of many thousand links would take seconds.
-    return (
-        os.path.dirname(target) if IN_CACHE.search(target) else os.path.realpath(target)
-    )
-
-
 def _editable(folders: Iterable[str]) -> list[str]:
     """Return the projects that `pip install --editable` has installed (PEP 610)."""
     found = []
     for folder in folders:
-        for file in Path(folder).glob("*.dist-info/direct_url.json"):
-            import json
-            from urllib.request import url2pathname
+        with suppress(OSError):
+            infos = [n for n in os.listdir(folder) if n.endswith(".dist-info")]
+            files = [f"{folder}/{name}/direct_url.json" for name in infos]
+            for file in filter(os.path.exists, files):
+                import json
+                from urllib.request import url2pathname
 
-            entry = json.loads(file.read_text("utf-8"))
-            if entry.get("dir_info", {}).get("editable"):
-                found.append(url2pathname(entry["url"].removeprefix("file://")))
+                entry = json.loads(Path(file).read_text("utf-8"))
+                if entry.get("dir_info", {}).get("editable"):
+                    found.append(url2pathname(entry["url"].removeprefix("file://")))
     return found
 
 

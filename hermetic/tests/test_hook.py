@@ -579,6 +579,7 @@ def test_modules_of_the_system_may_be_links(new_hook, tmp_path, monkeypatch):
     (tmp_path / "etc/sitecustomize.py").touch()
     (tmp_path / "stdlib/sitecustomize.py").symlink_to("../etc/sitecustomize.py")
     monkeypatch.setattr(sysconfig, "get_path", lambda name, **_: paths[name])
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
     hook = new_hook()
     for name in ("stdlib/sitecustomize.py", "platlib/a.py", "purelib/a.py"):
         hook.check_read(f"{tmp_path}/{name}")
