@@ -51,6 +51,7 @@ class TrainedModel(NamedTuple):
         count = output_count(len(trained.classes))
         fits = (
             len(trained.classes) > 1
+            and len(trained.classes) == len(set(trained.classes))
             and len(trained.image_shape) == 3
             and trained.mean.size > 0
             and trained.image_shape[2] == (3 if trained.decoding.color == "rgb" else 1)
@@ -59,6 +60,9 @@ class TrainedModel(NamedTuple):
         )
         if not fits:
             raise damaged(path, "its arrays do not fit together")
+        for name, array in arrays.items():
+            if array.dtype == np.float32 and not np.isfinite(array).all():
+                raise damaged(path, f"{name} holds NaN or infinity")
         # Only `forward` knows which arrays it needs, so try it.
         blank = np.zeros((2, *trained.image_shape), np.uint8)
         try:
@@ -110,10 +114,11 @@ def pixel_weights(
     A dense layer behind a convolution can have as many rows by chance. But for an
     image with a single bright pixel, the rows of all other pixels have no effect.
     """
-    image = np.zeros((1, *image_shape))
+    image = np.zeros((1, *image_shape), np.float32)
     bright = image.size // 2
     image.flat[bright] = 1
-    arrays = {name: np.asarray(a, np.float64) for name, a in params.items()}
+    # As they are: with 256 classes of 512 x 512 pixels, a copy takes 256 MiB.
+    arrays = {name: np.asarray(array) for name, array in params.items()}
     for name, array in arrays.items():
         if array.ndim > 1 and len(array) == image.size:
             others = array + 1

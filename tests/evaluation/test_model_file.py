@@ -1,6 +1,7 @@
 """The model file: read as it was written, or refused."""
 
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,9 @@ def test_logits_are_computed_in_float64_block_by_block(monkeypatch, classes):
     [
         {"classes": np.array(["3"])},
         {"classes": np.array(["3", "5", "7"])},
+        {"classes": np.array(["3", "3"])},
+        {"params/bias": np.array([np.nan], np.float32)},
+        {"mean": np.full((4, 6, 1), np.inf, np.float32)},
         {"outputs": np.array("softmax")},
         {"outputs": np.array("log_loss")},
         {"mean": np.zeros((4, 5, 1), np.float32)},
@@ -119,3 +123,13 @@ def test_weights_of_pixels_are_found_by_what_they_do(monkeypatch):
 
     monkeypatch.setattr(model_file.model, "forward", behind_features)
     assert pixel_weights({"dense": np.ones((24, 1))}, (4, 6, 1)) is None
+
+
+def test_looking_for_the_weights_of_pixels_copies_them_once():
+    weights = np.ones((4096, 200), np.float32)
+    params = {"weights": weights, "bias": np.zeros(200, np.float32)}
+    tracemalloc.start()
+    assert pixel_weights(params, (64, 64, 1)) == "weights"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * weights.nbytes
