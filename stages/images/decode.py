@@ -2,12 +2,15 @@
 
 import io
 import re
+import warnings
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from stages.plumbing.errors import UserError
 
@@ -19,8 +22,28 @@ PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 """Modes with premultiplied alpha, and the modes to convert them to."""
 HEIF = re.compile(rb"....ftyp(avi|hei|hev|mif|msf)", re.DOTALL)
 """Refused: we could not check that every processor decodes HEIC or AVIF alike."""
+TIFF_BITS, TIFF_PLANES, TIFF_SAMPLE_FORMAT, TIFF_SUBSAMPLING = 258, 284, 339, 530
+TIFF_DEPTH = 32997
+"""Tags of a TIFF file. Depth is the number of slices of a volume (SGI)."""
 MAX_PIXELS = 4096 * 4096
 Image.MAX_IMAGE_PIXELS = None  # no warning: MAX_PIXELS is the limit
+loading = ContextVar("loading", default="")
+"""The name of the file that `load` reads, for a warning."""
+_format_warning = warnings.formatwarning
+
+
+def format_warning(message: Warning | str, *others: Any, **options: Any) -> str:
+    """Format a warning: on one line that begins with the file's name, if there is one.
+
+    Pillow warns, for example, of damaged EXIF, and then the orientation may be lost.
+    """
+    if name := loading.get():
+        return f"{name}: {message}\n"
+    return _format_warning(message, *others, **options)
+
+
+# Not catch_warnings, which is not thread-safe.
+warnings.formatwarning = format_warning
 
 
 def decode(content: bytes, name: str, **options: Any) -> NDArray[np.uint8]:
@@ -35,6 +58,7 @@ def load(content: bytes, name: str) -> Image.Image:
     damaged, and for several frames, over 8 bits per channel or over 4096 x 4096 pixels.
     Damaged data inside a JPEG goes unnoticed: it still decodes to an image.
     """
+    token = loading.set(name)
     try:
         # With `formats`, no other decoder sees the file.
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -55,6 +79,8 @@ def load(content: bytes, name: str) -> Image.Image:
         raise UserError(f"{name}: {problem}: convert it to JPEG or PNG") from None
     except Exception as error:  # Pillow raises a dozen types for damaged files
         reason = re.sub(r" ?<[^>]*>", "", str(error)) or type(error).__name__
+    finally:
+        loading.reset(token)
     raise UserError(
         f"{name}: not a readable {FORMAT_NAMES} image ({reason}): "
         "repair it or leave it out"
@@ -122,24 +148,54 @@ def _find_problem(image: ImageFile, content: bytes) -> str | None:
         size = f"{image.width} x {image.height} pixels"
         return f"{size} is more than {MAX_PIXELS} in all: shrink it"
     frames = getattr(image, "n_frames", 1)
+    if isinstance(image, TiffImageFile):
+        frames = max(frames, image.tag_v2.get(TIFF_DEPTH, 1))
     if frames > 1 and image.format != "MPO":  # the other frames of MPO are previews
         return f"has {frames} frames: save the one that counts"
     if _is_deep(image):
         return "has more than 8 bits per channel: save it with 8"
+    if image.format == "PPM" and _has_rest(image, content):
+        return "has several frames, or data after its pixels: save the one that counts"
     if image.mode not in (*GRAY, *COLOR, *PREMULTIPLIED):
         return f"has the mode {image.mode}: save it as RGB or gray"
     if image.format == "BMP" and image.mode == "1" and content[28] > 1:
         # From two colours, Pillow infers 1-bit pixels, and reads each byte as eight.
         return "is an 8-bit BMP with two colours: save it as PNG"
+    return _find_tiff_problem(image) if isinstance(image, TiffImageFile) else None
+
+
+def _find_tiff_problem(image: TiffImageFile) -> str | None:
+    """Return why Pillow would misread the pixels of a TIFF file; None if it does not.
+
+    Compared with tifffile, for every kind of file that it writes.
+    """
+    tags = image.tag_v2
+    if set(tags.get(TIFF_SAMPLE_FORMAT, ())) - {1}:
+        return "has signed pixels: save it with unsigned ones"
+    if tags.get(TIFF_PLANES) == 2 and len(image.getbands()) == 2:
+        return "has gray and alpha in two planes: save it as PNG"
+    if image.mode == "YCbCr" and tags.get(TIFF_SUBSAMPLING, (2, 2)) != (1, 1):
+        return "has subsampled colour without compression: save it as PNG"
     return None
+
+
+def _has_rest(image: ImageFile, content: bytes) -> bool:
+    """Return whether a PNM file goes on after its pixels, as with another image."""
+    start = image.tile[0].offset
+    if content[1:2] in b"123":  # text, with comments up to the end of a line
+        return b"P" in re.sub(rb"#[^\r\n]*", b"", content[start:])
+    bits = image.width * (1 if image.mode == "1" else 8 * len(image.getbands()))
+    return bool(content[start + image.height * -(-bits // 8) :].strip())
 
 
 def _is_deep(image: ImageFile) -> bool:
     """Return whether the file has more than 8 bits per channel.
 
-    Pillow silently truncates 16-bit colour to 8 bits; only the raw mode, or a PNM
-    file's maximum value, shows the original depth.
+    Pillow silently truncates 16-bit colour to 8 bits; only a TIFF file's tags, the raw
+    mode, or a PNM file's maximum value, show the original depth.
     """
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(TIFF_BITS, (1,))) > 8
     arguments = image.tile[0].args if image.tile else None
     if not isinstance(arguments, tuple):
         arguments = (arguments,)

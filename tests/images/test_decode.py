@@ -6,6 +6,7 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -53,6 +54,61 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     )
 
 
+def tiff(strips: list[bytes], tags: dict[int, tuple[int, ...]]) -> bytes:
+    """Write a TIFF of 2 x 2 pixels by the book (TIFF 6.0), with 16-bit values."""
+    starts = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
+    sizes = {273: tuple(starts), 279: tuple(map(len, strips))}
+    tags = {256: (2,), 257: (2,), 258: (8,), 259: (1,), 262: (1,)} | sizes | tags
+    pixels, entries, values = b"".join(strips), b"", b""
+    for tag, numbers in sorted(tags.items()):
+        field = struct.pack(f"<{len(numbers)}H", *numbers).ljust(4, b"\0")
+        if len(field) > 4:
+            at = 8 + len(pixels) + 2 + 12 * len(tags) + 4 + len(values)
+            values, field = values + field, struct.pack("<I", at)
+        entries += struct.pack("<HHI", tag, 3, len(numbers)) + field
+    header = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+PLANES = {258: (8, 8, 8), 262: (2,), 277: (3,), 284: (2,)}  # of red, green and blue
+
+
+def test_planes_of_a_tiff_are_channels():
+    content = tiff([b"\0\1\2\3", b"\4\5\6\7", b"\x08\x09\x0a\x0b"], PLANES)
+    expected = np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0)
+    np.testing.assert_array_equal(decode(content, color="rgb"), expected)
+
+
+COMPRESSED = [zlib.compress(b"\1\2\3\4"), zlib.compress(b"\xff" * 4)]
+MISREAD = {  # by Pillow
+    "16-bit planes": (
+        tiff([bytes(8)] * 3, PLANES | {258: (16, 16, 16)}),
+        "has more than 8 bits per channel: save it with 8",
+    ),
+    "signed pixels": (
+        tiff([b"\xff\0\1\2"], {339: (2,)}),
+        "has signed pixels: save it with unsigned ones",
+    ),
+    "a plane of alpha": (
+        tiff(COMPRESSED, {258: (8, 8), 259: (8,), 277: (2,), 284: (2,), 338: (2,)}),
+        "has gray and alpha in two planes: save it as PNG",
+    ),
+    "subsampled colour": (
+        tiff([bytes(16)], {258: (8, 8, 8), 262: (6,), 277: (3,)}),
+        "has subsampled colour without compression: save it as PNG",
+    ),
+    "a volume": (
+        tiff([bytes(4)] * 2, {32997: (2,)}),
+        "has 2 frames: save the one that counts",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), MISREAD.values(), ids=MISREAD)
+def test_a_tiff_that_pillow_would_misread_is_refused(content, problem):
+    assert problem in error(content, color="rgb", background=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gray_pixels_are_decoded_as_saved(kind):
     content = save(Image.fromarray(GRAY), kind)
@@ -73,6 +129,9 @@ BY_HAND = {  # in a bitmap, 1 is black
     "PBM": (b"P4\n3 2\n\xa0\x20", [[0, 255, 0], [255, 255, 0]]),
     "PGM text": (b"P2\n2 2\n255\n0 1 2 255\n", [[0, 1], [2, 255]]),
     "PGM": (b"P5\n2 2\n255\n\x00\x01\x02\xff", [[0, 1], [2, 255]]),
+    "PGM text, and P5 in a comment": (b"P2 2 1 255\n0 1 # P5\n", [[0, 1]]),
+    "PGM of zeros": (b"P5\n2 1\n255\n\0\0\n", [[0, 0]]),
+    "TIFF": (tiff([b"\1\2\3\xff"], {}), [[1, 2], [3, 255]]),
     "PNG of 1 bit": (png(3, 1, 1, 0, b"\0\xa0"), [[255, 0, 255]]),
     "PNG of 8 bits": (png(2, 1, 8, 0, b"\0\x07\xff"), [[7, 255]]),
     "PNG with opaque alpha": (png(2, 1, 8, 4, b"\0\x07\xff\xff\xff"), [[7, 255]]),
@@ -207,6 +266,36 @@ def test_an_image_of_several_frames_is_refused(kind):
     frames = [Image.fromarray(GRAY), Image.fromarray(255 - GRAY)]
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     assert "has 2 frames: save the one that counts" in error(content, color="gray")
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"])
+def test_a_pnm_file_of_several_images_is_refused(kind):
+    header = kind + b" 9 1" + (b"" if kind in (b"P1", b"P4") else b" 255") + b"\n"
+    pixels = b"1 " * 27 if kind in (b"P1", b"P2", b"P3") else b"\1" * 27
+    size = {b"P1": 18, b"P2": 18, b"P4": 2, b"P5": 9}.get(kind, len(pixels))
+    one = header + pixels[:size]
+    assert decode(one, color="gray").shape == (1, 9)
+    for other in (one, b"\n" + one):
+        assert "has several frames, or data after" in error(one + other, color="gray")
+
+
+def test_a_warning_names_the_file(monkeypatch):
+    """In threads, too, as tools.pack reads them."""
+    orientation = b"Exif\0\0II*\0\x08\0\0\0\2\0" + struct.pack(
+        "<HHIHH", 274, 3, 1, 6, 0
+    )
+    content = encode(Image.fromarray(GRAY), "JPEG", exif=orientation)
+    lines: list[str] = []
+    show = lambda *warned: lines.append(warnings.formatwarning(*warned[:4]))  # noqa: E731
+    monkeypatch.setattr(warnings, "showwarning", show)
+    names = [f"train/3/{i}.jpg" for i in range(20)]
+    with ThreadPoolExecutor(4) as pool, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        images = [*pool.map(lambda name: decoding.load(content, name), names)]
+    assert {image.size for image in images} == {GRAY.shape}  # turned all the same
+    assert {line.partition(": ")[0] for line in lines} == set(names)
+    assert all(line.count("\n") == 1 and "EXIF" in line for line in lines)
+    assert "train/3" not in warnings.formatwarning("x", UserWarning, "file.py", 1)
 
 
 def bmp(

@@ -66,9 +66,9 @@ def look_at(path: str, read: Read) -> Image | tuple[str, str]:
         content = read(path)
         if len(content) > MAX_MEMBER:
             return f"larger than {MAX_MEMBER >> 20} MiB", path
-        image = decode.load(content, "")
+        image = decode.load(content, path)
     except UserError as error:
-        return str(error).removeprefix(": "), path
+        return str(error).removeprefix(f"{path}: "), path
     except OSError as error:
         return error.strerror or "cannot be read", path
     with PIL.Image.open(io.BytesIO(content), formats=decode.FORMATS) as raw:
