@@ -10,11 +10,12 @@ import io
 import lzma
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from stages.images import tar
@@ -29,9 +30,28 @@ OPENERS: dict[bytes, Callable[[str], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
+ZSTD = b"\x28\xb5\x2f\xfd"
+JOIN = "a part of a split zip: join the parts (zip -s 0 IN.zip --out OUT.zip)"
+OTHERS = {
+    b"7z\xbc\xaf": "a 7z archive: unpack it, and pack the files as a tar or zip",
+    b"Rar!": "a RAR archive: unpack it, and pack the files as a tar or zip",
+    ZSTD: "compressed with zstd: decompress it (zstd -d)",
+    b"PK\7\x08": JOIN,
+}
+"""Archives that are not read, by their first bytes, and what to do."""
+LINK = "is a link or a device: pack plain files (tar --dereference)"
+REFUSED = {
+    tar.HARD_LINK: "is a link to another member: pack copies (tar --hard-dereference)",
+    tar.SPARSE: "is stored without its zeros: pack it whole "
+    "(tar without --sparse; on a Mac, with --no-read-sparse)",
+    tar.CONTINUED: "begins in another volume: pack without --multi-volume",
+}
+"""Members of a tar that are neither files nor directories, and what to do."""
 BUFFER = 2**20
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+ZIP_END = struct.Struct("<4sH16x")  # signature and number of this part (APPNOTE 4.3.16)
 ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of a zip member (APPNOTE 4.4.4)
+UNICODE_PATH = 0x7075  # an extra field of a zip member (APPNOTE 4.6.9)
 MAX_MEMBER = 64 * 2**20  # bytes
 MAX_TOTAL = 16 * 2**30
 # zipfile raises any of these, depending on which byte is damaged.
@@ -120,22 +140,17 @@ class Archive:
             return content
 
     def _find_tar(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
+        if not self._decompress and (other := _find_other(self._file)):
+            raise UserError(f"{self._path} is {other}")
         opened = (self._decompress or _open_plain)(self._path)
         with opened, io.BufferedReader(opened, BUFFER) as stream:
             reader = tar.TarReader(stream)
             for name, size, kind in reader:
                 if kind == tar.DIRECTORY or (selected := select(name)) is None:
                     continue
-                if kind == tar.HARD_LINK:
-                    raise UserError(
-                        f"{self._path}: {name} is a link to another member: "
-                        "pack copies (tar --hard-dereference)"
-                    )
                 if kind != tar.FILE:
-                    raise UserError(
-                        f"{self._path}: {name} is a link or a device: "
-                        "pack plain files (tar --dereference)"
-                    )
+                    problem = REFUSED.get(kind, LINK)
+                    raise UserError(f"{self._path}: {name} {problem}")
                 self._check_size(name, size)
                 named = self._append(_encode(name))
                 if self._decompress:
@@ -158,6 +173,11 @@ class Archive:
             is_directory = name.endswith(("/", "\\"))
             if is_directory or (selected := select(name)) is None:
                 continue
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise UserError(
+                    f"{self._path}: {name} is a link: pack plain files "
+                    "(zip without --symlinks)"
+                )
             if member.flag_bits & ENCRYPTED:
                 raise UserError(
                     f"{self._path}: {name} is encrypted: pack without a password"
@@ -215,6 +235,14 @@ class Archive:
         )
 
 
+def _find_other(file: int) -> str | None:
+    """Return what a file is if it is another archive, and what to do; or None."""
+    end = os.pread(file, ZIP_END.size, max(os.stat(file).st_size - ZIP_END.size, 0))
+    if end.startswith(b"PK\5\6") and ZIP_END.unpack(end)[1]:
+        return JOIN
+    return OTHERS.get(os.pread(file, 4, 0))
+
+
 def _open_plain(path: str) -> io.RawIOBase:
     return open(path, "rb", buffering=0)
 
@@ -224,12 +252,22 @@ def _encode(name: str) -> bytes:
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Return the name, decoded as UTF-8 even if the packer did not set the flag."""
-    name = member.filename
-    if not member.flag_bits & UTF_8:
-        try:
-            # Without the flag, zipfile decodes the bytes as code page 437.
-            return name.encode("cp437").decode("utf-8")
-        except UnicodeError:
-            pass
-    return name
+    """Return the name: of a Unicode Path field, else in UTF-8, else in code page 437.
+
+    Many packers write UTF-8 without setting the flag.
+    """
+    # Not member.filename, which ignores the field in Python 3.11.
+    name = member.orig_filename
+    stored = name.encode("utf-8" if member.flag_bits & UTF_8 else "cp437")
+    with suppress(UnicodeError):
+        name = stored.decode("utf-8")
+    extra = member.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        if kind == UNICODE_PATH:
+            version, crc = struct.unpack_from("<BL", extra[4 : size + 4])
+            # Another CRC-32 means that the member was renamed later.
+            if version == 1 and crc == zlib.crc32(stored) and size > 5:
+                name = extra[9 : size + 4].decode("utf-8")
+        extra = extra[size + 4 :]
+    return name.partition("\0")[0]

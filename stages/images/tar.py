@@ -14,10 +14,12 @@ from typing import IO, NamedTuple
 BLOCK = 512
 END = bytes(BLOCK)
 PIECE = 2**20
-MAX_FIELDS = 2**20
-"""Maximum size in bytes of a long name or pax header; a path has at most 4,096."""
+MAX_FIELDS = 2**23
+"""Maximum size in bytes of a long name or pax header. A path has at most 4,096, but an
+incremental GNU tar lists each folder's files there."""
 
-FILE, DIRECTORY, HARD_LINK, SPARSE = b"0", b"5", b"1", b"S"
+FILE, DIRECTORY, HARD_LINK = b"0", b"5", b"1"
+SPARSE, CONTINUED, LISTING, LABEL = b"S", b"M", b"D", b"V"  # of GNU tar
 LONG_NAME, LONG_LINK, PAX, PAX_SOLARIS, PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
 EXTENSIONS = (LONG_NAME, LONG_LINK, PAX, PAX_SOLARIS, PAX_GLOBAL)
 WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
@@ -62,17 +64,20 @@ class TarReader:
                 elif kind != LONG_LINK:
                     fields |= _parse_pax(content)
                 continue
+            if kind == SPARSE and header[482]:  # GNU's: more header blocks follow
+                while self._take(BLOCK)[504]:
+                    pass
             if shared or fields:
                 fields = shared | fields  # a member's own fields win
-                name = fields.get("path", name)
+                name = fields.get("GNU.sparse.name", fields.get("path", name))
                 size = _parse_size(fields.get("size", str(size)), name)
                 if any(key.startswith("GNU.sparse") for key in fields):
                     kind = SPARSE
                 fields = {}
-            elif kind == SPARSE:  # its extra header blocks are not in its size
-                raise DamagedTar(f"{name} is sparse: pack it without --sparse")
             if kind in WITHOUT_CONTENT:
                 size = 0
+            if kind in (LISTING, LABEL):  # of an incremental or a labelled archive
+                kind = DIRECTORY
             if size < 0:
                 raise DamagedTar(f"{name} claims {size} bytes")
             self._name, self._size, self._padding = name, size, -size % BLOCK

@@ -4,14 +4,19 @@ import io
 import random
 import struct
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.images import archive
 from stages.plumbing.errors import UserError
@@ -45,28 +50,69 @@ def test_every_format_is_read_with_and_without_a_root_folder(kind, root):
 
 
 SPECIAL = {
-    "symbolic link": tarfile.SYMTYPE,
-    "hard link": tarfile.LNKTYPE,
-    "character device": tarfile.CHRTYPE,
-    "block device": tarfile.BLKTYPE,
-    "FIFO": tarfile.FIFOTYPE,
+    tarfile.SYMTYPE: "train/3/x.png is a link or a device",
+    tarfile.LNKTYPE: "train/3/x.png is a link to another member: pack copies "
+    "(tar --hard-dereference)",
+    tarfile.CHRTYPE: "train/3/x.png is a link or a device",
+    tarfile.BLKTYPE: "train/3/x.png is a link or a device",
+    tarfile.FIFOTYPE: "train/3/x.png is a link or a device",
+    b"S": "train/3/x.png is stored without its zeros: pack it whole",
+    b"M": "train/3/x.png begins in another volume: pack without --multi-volume",
 }
 
 
-@pytest.mark.parametrize("kind", SPECIAL.values(), ids=SPECIAL)
-def test_links_and_devices_are_refused_in_a_class_and_ignored_elsewhere(kind):
-    def special(name: str) -> tarfile.TarInfo:
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname = kind, "/etc/passwd"
-        return member
+def special(name: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
 
-    line = refusal(read, pack(SMALL, more=[special("train/3/link.png")]))
-    if kind == tarfile.LNKTYPE:
-        assert "train/3/link.png is a link to another member" in line
-        assert "tar --hard-dereference" in line
-    else:
-        assert "train/3/link.png is a link or a device" in line
-    assert levels(pack(SMALL, more=[special("else/link.png")])) == LEVELS
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_links_and_devices_are_refused_in_a_class_and_ignored_elsewhere(kind):
+    line = refusal(read, pack(SMALL, more=[special("train/3/x.png", kind)]))
+    assert SPECIAL[kind] in line
+    assert DAMAGED not in line
+    assert levels(pack(SMALL, more=[special("else/x.png", kind)])) == LEVELS
+
+
+def test_a_sparse_file_that_macos_packs_is_refused_by_its_name():
+    """Its tar stores holes (pax, GNU sparse format 1.0) unasked."""
+    member = tarfile.TarInfo("train/3/GNUSparseFile.0/x.png")
+    sparse = {"major": "1", "minor": "0", "name": "train/3/x.png", "realsize": "9"}
+    member.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+    line = refusal(read, pack(SMALL, more=[member]))
+    assert SPECIAL[b"S"] in line
+    assert "on a Mac, with --no-read-sparse" in line
+
+
+def test_links_in_a_zip_are_refused_in_a_class_and_ignored_elsewhere():
+    """As `zip --symlinks` stores them."""
+
+    def packed(name: str) -> bytes:
+        file = io.BytesIO(pack(SMALL, "zip"))
+        with zipfile.ZipFile(file, "a") as archive:
+            link = zipfile.ZipInfo(name)
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "../7/0.png")
+        return file.getvalue()
+
+    assert "train/3/x.png is a link: pack plain files" in refusal(
+        read, packed("train/3/x.png")
+    )
+    assert levels(packed("else/x.png")) == LEVELS
+
+
+OTHERS = {
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive: unpack it"),
+    "RAR": (b"Rar!\x1a\7\1\0", "is a RAR archive: unpack it"),
+    "first part of a zip": (b"PK\7\x08PK\3\4", "is a part of a split zip: join"),
+    "last part of a zip": (b"x" * 99 + b"PK\5\6\2" + bytes(17), "of a split zip: join"),
+}
+
+
+@pytest.mark.parametrize(("content", "line"), OTHERS.values(), ids=OTHERS)
+def test_other_archives_are_named(content, line):
+    assert line in refusal(read, content)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -169,6 +215,95 @@ def test_utf_8_names_in_a_zip_without_the_flag_are_read():
 def test_an_encrypted_zip_says_so():
     packed = with_flag(pack(SMALL, "zip"), 0x1, is_set=True)
     assert "is encrypted: pack without a password" in refusal(read, packed)
+
+
+class Member(NamedTuple):
+    """A member of a zip, written by the book (APPNOTE 4.3.7 to 4.3.16, 4.6.9)."""
+
+    name: tuple[str, str]  # and its encoding
+    flag: bool  # whether UTF-8 is said to be UTF-8
+    field: tuple[int, int] | None  # version and CRC-32, less the right ones
+    descriptor: bytes | None  # its signature, if sizes follow the content
+    zip64: bool
+    content: bytes
+
+    @property
+    def expected(self) -> str:
+        """The name that a reader finds."""
+        return f"{self.name[0]}+" if self.field == (0, 0) else self.name[0]
+
+    def write(self, start: int) -> tuple[bytes, bytes]:
+        """Return the member and its entry in the directory."""
+        name, crc = self.name[0].encode(self.name[1]), zlib.crc32(self.content)
+        deflate = zlib.compressobj(wbits=-15)
+        stored = deflate.compress(self.content) + deflate.flush()
+        sizes = len(stored), len(self.content)
+        is_said = self.flag and self.name[1] != "cp437"
+        flags = 0x800 * is_said + 0x8 * (self.descriptor is not None)
+        common = struct.pack("<HHHHH", 45, flags, 8, 0, 33)
+        extra = struct.pack("<HHI", 0x5855, 4, 0)  # of Info-ZIP: to be skipped
+        if self.field:
+            version, wrong = 1 + self.field[0], zlib.crc32(name) ^ self.field[1]
+            path = struct.pack("<BI", version, wrong) + f"{self.name[0]}+".encode()
+            extra += struct.pack("<HH", 0x7075, len(path)) + path
+        shown: tuple[int, ...] = (crc, *sizes)
+        local = (0, 0, 0) if self.descriptor is not None else shown
+        tail = b""
+        if self.descriptor is not None:
+            tail = self.descriptor + struct.pack("<III", *shown)
+        entry_extra, offset = extra, start
+        if self.zip64:
+            entry_extra += struct.pack("<HHQQQ", 1, 24, *sizes[::-1], start)
+            shown, offset = (crc, 0xFFFFFFFF, 0xFFFFFFFF), 0xFFFFFFFF
+        lengths = struct.pack("<III HH", *local, len(name), len(extra))
+        member = b"PK\3\4" + common + lengths + name + extra + stored + tail
+        lengths = struct.pack("<III HHH", *shown, len(name), len(entry_extra), 0)
+        rest = struct.pack("<HHII", 0, 0, 0, offset)
+        head = b"PK\1\2" + struct.pack("<H", 0x032D) + common
+        return member, head + lengths + rest + name + entry_extra
+
+
+ASCII = st.characters(codec="ascii", exclude_characters="\\/", exclude_categories=["C"])
+NAMES = st.one_of(  # and their encodings
+    st.tuples(st.text(ASCII, min_size=1), st.just("ascii")),
+    st.tuples(st.text(ASCII, min_size=1).map("größe/{}日本".format), st.just("utf-8")),
+    # As these bytes are not UTF-8, they can be told apart.
+    st.tuples(st.text(ASCII, min_size=1).map("äé/{}ü".format), st.just("cp437")),
+)
+MEMBERS = st.builds(
+    Member,
+    NAMES,
+    st.booleans(),
+    st.sampled_from([None, (0, 0), (1, 0), (0, 1)]),
+    st.sampled_from([None, b"", b"PK\7\x08"]),
+    st.booleans(),
+    st.binary(max_size=99),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(MEMBERS, min_size=1, max_size=4), st.booleans(), st.binary(max_size=9))
+def test_a_zip_written_by_the_book_is_read_the_same_by_every_python(
+    members, is_zip64, comment
+):
+    """Python 3.11 ignores a Unicode Path field, Python 3.12 reads it."""
+    body, directory = b"", b""
+    for written in members:
+        member, entry = written.write(len(body))
+        body, directory = body + member, directory + entry
+    count, size, at = len(members), len(directory), len(body)
+    end = b""
+    if is_zip64:
+        sizes = struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, size, at)
+        end = b"PK\6\6" + sizes + b"PK\6\7" + struct.pack("<IQI", 0, at + size, 1)
+        count, size, at = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
+    end += b"PK\5\6" + struct.pack(
+        "<HHHHIIH", 0, 0, count, count, size, at, len(comment)
+    )
+    Path("archive").write_bytes(body + directory + end + comment)
+    with tempfile.TemporaryFile() as spool, archive.Archive("archive", spool) as opened:
+        found = [(name, opened.load(entry)) for name, entry in opened.find(str)]
+    assert found == [(member.expected, member.content) for member in members]
 
 
 # What claims to be large, or is.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stages.images.tar import FILE, DamagedTar, TarReader
+from stages.images.tar import DIRECTORY, FILE, SPARSE, DamagedTar, TarReader
 from tests.builders import pack
 
 FORMATS = {
@@ -18,6 +18,9 @@ FORMATS = {
     "gnu": tarfile.GNU_FORMAT,
     "pax": tarfile.PAX_FORMAT,
 }
+GNU = pytest.mark.skipif(
+    "GNU tar" not in subprocess.getoutput("tar --version"), reason="tar is not GNU's"
+)
 CHARACTERS = st.characters(
     codec="utf-8", exclude_characters="/\0\\", exclude_categories=["Cc", "Cs"]
 )
@@ -47,9 +50,7 @@ def test_what_tarfile_writes_is_read_the_same(files, kind, mtime):
     assert tar_files(packed) == {**files, "dated": b""}
 
 
-@pytest.mark.skipif(
-    "GNU tar" not in subprocess.getoutput("tar --version"), reason="tar is not GNU's"
-)
+@GNU
 @pytest.mark.parametrize("kind", ["v7", "oldgnu", "gnu", "ustar", "pax"])
 def test_what_gnu_tar_writes_is_read_the_same(tmp_path, kind):
     names = ["a", "größe/日本 3.png", "x" * 99]
@@ -64,6 +65,25 @@ def test_what_gnu_tar_writes_is_read_the_same(tmp_path, kind):
     command = ["tar", f"--format={kind}", "-cf", "-", *names]
     packed = subprocess.check_output(command, cwd=tmp_path)
     assert tar_files(packed) == files
+
+
+@GNU
+@pytest.mark.parametrize("kind", ["gnu", "pax"])
+def test_gnu_tars_with_labels_listings_and_holes_are_read(tmp_path, kind):
+    """An incremental tar lists each folder's files; holes need more headers."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "later").write_bytes(b"x")
+    with (folder / "holes").open("wb") as file:
+        for at in range(10):
+            file.seek(at * 2**18)
+            file.write(b"x" * 4096)
+    options = ["--label=Name", f"--listed-incremental={tmp_path}/state", "--sparse"]
+    command = ["tar", f"--format={kind}", *options, "-cf", "-", "."]
+    packed = subprocess.check_output(command, cwd=folder)
+    reader = TarReader(io.BytesIO(packed))
+    kinds = {name: kind for name, _, kind in reader if kind != DIRECTORY}
+    assert kinds == {"./holes": SPARSE, "./later": FILE}
 
 
 def headers(content: bytes) -> list[int]:
