@@ -8,6 +8,8 @@ import random
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from stages import preprocess
+from stages.images import archive
 from stages.plumbing import tensors
 from stages.plumbing.errors import UserError, one_line
 from stages.plumbing.parameters import Data, Splits
@@ -26,7 +29,10 @@ TARS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
+    "lzma": partial(lzma.compress, format=lzma.FORMAT_ALONE),
 }
+with suppress(AttributeError):  # Python 3.14 can be built without zstd
+    TARS["zst"] = archive.zstd.compress
 ZIPS = {
     "zip": zipfile.ZIP_STORED,
     "deflated": zipfile.ZIP_DEFLATED,
@@ -103,9 +109,9 @@ def pack(
             for member in more:
                 tar.addfile(member)
         return TARS[kind](file.getvalue())
-    with zipfile.ZipFile(file, "w", ZIPS[kind]) as archive:
+    with zipfile.ZipFile(file, "w", ZIPS[kind]) as packed:
         for name, content in items:
-            archive.writestr(name, content)
+            packed.writestr(name, content)
     return file.getvalue()
 
 

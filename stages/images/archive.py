@@ -6,12 +6,14 @@ Nothing is extracted to disk under its own name, and every decompression is boun
 import bz2
 import errno
 import gzip
+import importlib
 import io
 import lzma
 import os
 import re
 import stat
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ OPENERS: dict[bytes, Callable[[str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
+    b"]\0\0": lzma.open,  # .lzma
 }
 ZSTD = b"\x28\xb5\x2f\xfd"
 JOIN = "a part of a split zip: join the parts (zip -s 0 IN.zip --out OUT.zip)"
@@ -55,10 +58,16 @@ UNICODE_PATH = 0x7075  # an extra field of a zip member (APPNOTE 4.6.9)
 MAX_MEMBER = 64 * 2**20  # bytes
 MAX_TOTAL = 16 * 2**30
 # zipfile raises any of these, depending on which byte is damaged.
-DAMAGE = (
+DAMAGE: tuple[type[Exception], ...] = (
     *(tar.DamagedTar, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
     *(struct.error, EOFError, ValueError, TypeError, RuntimeError),
 )
+with suppress(ImportError):  # Python 3.14 can be built without it
+    zstd = importlib.import_module(
+        "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    )
+    OPENERS[ZSTD] = zstd.open
+    DAMAGE += (zstd.ZstdError,)
 
 
 class Entry(NamedTuple):

@@ -20,7 +20,7 @@ OTHER_FILES = {
     "a document: export its pages as PNG": "djvu pdf ps",
     "a video: extract its frames": "3gp avi flv m4v mkv mov mp4 mpeg mpg webm wmv",
     "a raw photo: convert it to JPEG": "arw cr2 cr3 dng nef nrw orf pef raf rw2 srw",
-    "an archive: unpack it": "7z bz2 gz rar tar tgz xz zip",
+    "an archive: unpack it": "7z bz2 gz lz4 lzma rar tar tgz txz xz zip zst",
 }
 """Reasons to skip files, and their extensions. Many raw photos are TIFF files, of which
 Pillow would read the thumbnail."""
