@@ -96,7 +96,7 @@ def find_entries(
 
     def select(member: str) -> str | None:
         """Return the path, or None to leave it out."""
-        member = member.replace("\\", "/").removeprefix("./")
+        member = names.plain(member)
         path, parts = f"{top}/{member}", member.split("/")
         if "" in parts or ".." in parts:
             left_out.add(names.ODD_PATH, path)

@@ -40,12 +40,13 @@ OTHERS = {
     b"Rar!": "a RAR archive: unpack it, and pack the files as a tar or zip",
     ZSTD: "compressed with zstd: decompress it (zstd -d)",
     b"PK\7\x08": JOIN,
+    b"vers": "no archive but a Git LFS pointer: run git lfs pull",
 }
 """Archives that are not read, by their first bytes, and what to do."""
 LINK = "is a link or a device: pack plain files (tar --dereference)"
 REFUSED = {
     tar.HARD_LINK: "is a link to another member: pack copies (tar --hard-dereference)",
-    tar.SPARSE: "is stored without its zeros: pack it whole "
+    tar.SPARSE: "is stored as a sparse file: pack it whole "
     "(tar without --sparse; on a Mac, with --no-read-sparse)",
     tar.CONTINUED: "begins in another volume: pack without --multi-volume",
 }

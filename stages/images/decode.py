@@ -25,6 +25,7 @@ HEIF = re.compile(rb"....ftyp(avi|hei|hev|mif|msf)", re.DOTALL)
 TIFF_BITS, TIFF_PLANES, TIFF_SAMPLE_FORMAT, TIFF_SUBSAMPLING = 258, 284, 339, 530
 TIFF_DEPTH = 32997
 """Tags of a TIFF file. Depth is the number of slices of a volume (SGI)."""
+LFS_POINTER = b"version https://git-lfs"
 MAX_PIXELS = 4096 * 4096
 Image.MAX_IMAGE_PIXELS = None  # no warning: MAX_PIXELS is the limit
 loading = ContextVar("loading", default="")
@@ -76,6 +77,8 @@ def load(content: bytes, name: str) -> Image.Image:
         problem = f"not a readable {FORMAT_NAMES} image"
         if HEIF.match(content):
             problem = "is HEIC or AVIF"
+        if content.startswith(LFS_POINTER):
+            raise UserError(f"{name}: is a Git LFS pointer: run git lfs pull") from None
         raise UserError(f"{name}: {problem}: convert it to JPEG or PNG") from None
     except Exception as error:  # Pillow raises a dozen types for damaged files
         reason = re.sub(r" ?<[^>]*>", "", str(error)) or type(error).__name__

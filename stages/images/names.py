@@ -85,11 +85,10 @@ def find_image(
 ) -> tuple[Folder, str] | str:
     """Return an image's folder and file name, or the reason to skip the member.
 
-    Names are compared in NFC. Backslashes, which some Windows tools write, separate
-    folders.
-    Raises UserError if the path names two splits or two classes.
+    Names are compared in NFC. Raises UserError if the path names two splits or two
+    classes.
     """
-    path = normalize(member).replace("\\", "/").removeprefix("./")
+    path = plain(normalize(member))
     parent, slash, name = path.rpartition("/")
     folder = find_folder(parent) if slash else ELSEWHERE
     if folder == ODD_PATH or name in ("", ".."):
@@ -104,6 +103,11 @@ def find_image(
     if isinstance(folder, str):
         return folder
     return find_reason(name) or (folder, name)
+
+
+def plain(path: str) -> str:
+    r"""Return a path with / for \, as from Windows, and without . as a folder."""
+    return re.sub(r"(?<![^/])(\./)+", "", path.replace("\\", "/"))
 
 
 def normalize(name: str) -> str:

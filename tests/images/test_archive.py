@@ -56,7 +56,7 @@ SPECIAL = {
     tarfile.CHRTYPE: "train/3/x.png is a link or a device",
     tarfile.BLKTYPE: "train/3/x.png is a link or a device",
     tarfile.FIFOTYPE: "train/3/x.png is a link or a device",
-    b"S": "train/3/x.png is stored without its zeros: pack it whole",
+    b"S": "train/3/x.png is stored as a sparse file: pack it whole",
     b"M": "train/3/x.png begins in another volume: pack without --multi-volume",
 }
 
@@ -105,6 +105,10 @@ def test_links_in_a_zip_are_refused_in_a_class_and_ignored_elsewhere():
 OTHERS = {
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive: unpack it"),
     "RAR": (b"Rar!\x1a\7\1\0", "is a RAR archive: unpack it"),
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "pointer: run git lfs pull",
+    ),
     "first part of a zip": (b"PK\7\x08PK\3\4", "is a part of a split zip: join"),
     "last part of a zip": (b"x" * 99 + b"PK\5\6\2" + bytes(17), "of a split zip: join"),
 }
@@ -157,7 +161,14 @@ def test_flipped_bytes_end_in_images_or_a_user_error(kind):
 
 def test_random_bytes_are_not_an_archive():
     chance = random.Random(0)
-    for start in (b"", b"PK\3\4", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0"):
+    for start in (
+        b"",
+        b"PK\3\4",
+        b"\x1f\x8b\x08",
+        b"BZh9",
+        b"\xfd7zXZ\0",
+        archive.ZSTD,
+    ):
         for size in (0, 1, 511, 512, 3000):
             if start or size:
                 assert DAMAGED in refusal(read, start + chance.randbytes(size))

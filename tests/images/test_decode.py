@@ -374,6 +374,11 @@ def test_other_formats_and_fragments_are_refused(content):
     assert "BytesIO" not in line
 
 
+def test_a_git_lfs_pointer_is_named():
+    content = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    assert error(content).endswith("is a Git LFS pointer: run git lfs pull")
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "JPEG"])
 def test_damage_ends_in_an_image_or_a_user_error(kind):
     for content in damaged(encode(Image.fromarray(GRAY), kind), kind):

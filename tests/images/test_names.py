@@ -80,6 +80,15 @@ def test_backslashes_separate_folders(kind):
     assert levels(pack({"train\\3\\": b"", **files}, kind)) == LEVELS
 
 
+@pytest.mark.parametrize("old", ["train/", "3/", "0.png"])
+def test_a_dot_is_no_folder(old):
+    """GNU tar keeps those of the command line: `tar c ./. train/./3`."""
+    files = {
+        name.replace(old, f"././{old}"): content for name, content in SMALL.items()
+    }
+    assert levels(pack(files)) == LEVELS
+
+
 @given(st.lists(st.integers(0, 10**30), unique=True))
 def test_natural_order_compares_numbers(numbers):
     names = [f"image {n}.png" for n in numbers]

@@ -84,7 +84,7 @@ def test_every_file_that_is_left_out_is_listed():
 
 
 def test_names_of_other_systems_are_read_and_odd_ones_are_told():
-    files = {"x\\a\\1.png": png(1), "./x/b/2.png": png(2), "x/b/2.png": png(3)}
+    files = {"x\\a\\1.png": png(1), "././x/./b/2.png": png(2), "x/b/2.png": png(3)}
     odd = dict.fromkeys(["/x/a/3.png", "x/../4.png"], png(4))
     Path("x.zip").write_bytes(pack({**files, **odd}, "zip"))
     left_out = LeftOut()
