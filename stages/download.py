@@ -8,6 +8,8 @@ from pathlib import Path
 from stages.plumbing import artifacts, parameters
 from stages.plumbing.errors import UserError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The start of the file that Git checks out instead if Git LFS is not installed."""
 TIMEOUT = (10, 60)
 """Connect and read timeouts, in seconds."""
 DEADLINE = 3600
@@ -82,6 +84,10 @@ def check_digest(archive: Path, source: str, expected: str) -> None:
     """Raise UserError unless the SHA-256 of the file is the expected one."""
     with archive.open("rb") as file:  # read in chunks: it may be larger than memory
         actual = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        start = file.read(len(LFS_POINTER))
+    if actual != expected and start == LFS_POINTER:
+        raise UserError(f"{source} is a pointer: install Git LFS, run git lfs pull")
     if actual != expected:
         raise UserError(
             f"{source} has SHA-256 {actual}, but download.sha256 is {expected}: "

@@ -285,3 +285,11 @@ def test_a_download_that_is_stopped_leaves_nothing(site, tree, number, word):
         stage.send_signal(number)
 
     assert word in run_stage(tree, site.url(), stop=stop)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
+    path = tmp_path / "digits.tgz"
+    oid = "oid sha256:" + DIGEST
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 300000\n")
+    said = refusal(download.check_digest, path, "digits.tgz", DIGEST)
+    assert said.endswith("is a pointer: install Git LFS, run git lfs pull")
