@@ -3,6 +3,9 @@
 import importlib.util
 import sys
 
+if sys.hexversion < 0x30B0000:  # it could not parse what is imported below
+    sys.exit("Python 3.11 to 3.14 is needed: activate .venv, which make creates")
+
 from stages.plumbing import runtime
 from stages.plumbing.errors import UserError
 

@@ -84,8 +84,8 @@ train | loss: log_loss | loss: squared_error
     train.learning_rate: 0.2 and train.l2: 0.0005 make squared_error diverge to NaN or
     infinity: lower one of them
 baseline | numpy==2 | numpy==0
-    numpy … is installed, but requirements.txt locks another version: run make, or
-    install requirements.txt
+    numpy … is installed, but requirements.txt locks another version: activate
+    .venv, which make creates, or install requirements.txt
 """
 """A stage, a mistake (old and new text of a file), and the message."""
 

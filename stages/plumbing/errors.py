@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 
 from hermetic import UndeclaredAccess
 
@@ -12,6 +13,13 @@ OUT_OF_MEMORY = (
 
 class UserError(Exception):
     """An error the user can fix; its text names the culprit and says what to do."""
+
+
+def activation() -> str | None:
+    """Say what to do if the environment is not the repository's; None if it is."""
+    if os.path.realpath(sys.prefix) == os.path.realpath(".venv"):
+        return None
+    return "activate .venv, which make creates"
 
 
 def damaged(path: str, reason: str) -> UserError:
@@ -28,6 +36,8 @@ def one_line(error: BaseException) -> str | None:
     match error:
         case UserError() | Stopped() | UndeclaredAccess():
             text = str(error)
+        case ModuleNotFoundError(name=str(name)) if advice := activation():
+            text = f"{name} is not installed in {sys.prefix}: {advice}"
         case MemoryError() | OSError(errno=errno.ENOMEM):
             text = OUT_OF_MEMORY
         case _ if "RESOURCE_EXHAUSTED" in str(error):  # from JAX, as any type

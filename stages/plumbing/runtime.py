@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import hermetic
-from stages.plumbing.errors import Stopped, UserError, one_line
+from stages.plumbing.errors import Stopped, UserError, activation, one_line
 
 LOCK = "requirements.txt"
 CACHE = os.path.join(sys.prefix, "cache")
@@ -121,7 +121,7 @@ def check_environment(lock: str, installed: Iterable[str]) -> None:
         if (name, version) not in locked:
             raise UserError(
                 f"{name} {version} is installed, but {LOCK} locks another version: "
-                f"run make, or install {LOCK}"
+                f"{activation() or 'run make'}, or install {LOCK}"
             )
 
 
