@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from tools import git
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("download", "preprocess", "baseline", "train", "report")
@@ -30,8 +33,8 @@ class Clone:
     def renew(self) -> None:
         """Clone again, without outputs or a DVC cache."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        command = ["git", "clone", "--quiet", str(ROOT), str(self.folder)]
-        subprocess.run(command, check=True)
+        with chdir(ROOT):
+            git.clone(self.folder)
 
     def edit(self, section: str, key: str, change: Callable[[Any], Any]) -> None:
         """Change a value in params.yaml."""

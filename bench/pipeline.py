@@ -8,7 +8,6 @@ rounds; ratios compare medians of the same run, since machines are noisy.
 import argparse
 import re
 import shutil
-import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 from bench.clone import STAGES, Clone
 from bench.tables import heading, table
+from tools.git import git
 
 DVC = ("-m", "dvc", "repro")
 NOTEBOOK, SKLEARN, TORCH = "the notebook's cells", "NumPy and scikit-learn", "PyTorch"
@@ -77,7 +77,7 @@ def copying_pipeline(folder: Path, clone: Clone) -> Path:
     ]
     (folder / "dvc.yaml").write_text("stages:\n" + "".join(stages))
     (folder / "0").write_text("a small file\n")
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    git("-C", str(folder), "init", "--quiet")
     return folder
 
 

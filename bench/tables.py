@@ -3,10 +3,10 @@
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 from bench.clone import ROOT
+from tools.git import git
 
 
 def heading(title: str, name: str) -> str:
@@ -15,8 +15,7 @@ def heading(title: str, name: str) -> str:
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
     processor = model[1] if model else platform.machine()
-    revision = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.check_output(revision, text=True).strip()
+    commit = git("-C", str(ROOT), "rev-parse", "--short", "HEAD")
     return (
         f"# {title}\n\nMeasured on {processor}, {os.cpu_count()} cores, at commit "
         f"{commit}, by `python -m bench.{name}`.\n"

@@ -171,6 +171,14 @@ def test_where_bytes_may_differ_verify_compares_values(
     assert verdict in verify.compare(*files)
 
 
+def test_verify_excuses_other_bytes_only_where_they_may_differ():
+    last_digits = [verify.SAME, "different bytes, same values to 1e-05"]
+    assert verify.is_rebuilt([verify.SAME], "x86_64")
+    assert not verify.is_rebuilt(last_digits, "x86_64")
+    assert verify.is_rebuilt(last_digits, "aarch64")
+    assert not verify.is_rebuilt([*last_digits, "DIFFERENT VALUES"], "aarch64")
+
+
 @pytest.mark.parametrize(
     ("url", "here", "used"),
     [

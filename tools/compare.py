@@ -7,6 +7,7 @@ It reads the stored results of both and runs no model, so any two can be compare
 
 import argparse
 import csv
+import glob
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from stages.evaluation import metrics
 from stages.plumbing import artifacts, npz, parameters, runtime, tensors
 from stages.plumbing.errors import UserError
 from stages.plumbing.progress import progress
+from tools import git
 
 WORKSPACE, LOCK = "workspace", "dvc.lock"
 RESAMPLES, SEED, LEVEL = 9999, 0, 0.05
@@ -45,6 +47,7 @@ class Revision(NamedTuple):
     fs: Any  # its files, a DVCFileSystem
     values: dict[str, dict[str, Any]]  # parameters and metrics, by file and dotted key
     predictions: Rows
+    prefix: str = ""  # of the project's paths in `fs`, in a repository of several
 
 
 def load(rev: str) -> Revision:
@@ -55,28 +58,41 @@ def load(rev: str) -> Revision:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    path, values = "", {}
+    path, values, prefix = "", {}, git.prefix()
     try:
         if not rev:  # DVC would take the workspace
             raise ValueError("its name is empty")
-        fs = DVCFileSystem(rev=None if rev == WORKSPACE else rev)
-        if rev == WORKSPACE and (stale := ", ".join(fs.repo.status())):
-            raise UserError(f"the {rev} is out of date ({stale}): run dvc repro first")
-        for path in [parameters.FILE, *sorted(fs.glob("metrics/*.json")), LOCK]:
+        if rev == WORKSPACE:
+            prefix = ""
+            parameters.read("")  # names the line that is not valid YAML
+            fs = DVCFileSystem()
+            if stale := ", ".join(fs.repo.status()):
+                raise UserError(
+                    f"the {rev} is out of date ({stale}): run dvc repro first"
+                )
+        else:
+            git.fetch_missing(rev)
+            fs = DVCFileSystem(rev=rev, subrepos=True)
+        metrics_files = sorted(fs.glob(f"{glob.escape(prefix)}metrics/*.json"))
+        files = [name.removeprefix(prefix) for name in metrics_files]
+        for path in [parameters.FILE, *files, LOCK]:
             parse = json.loads if path.endswith(".json") else YAML(typ="safe").load
-            values[path] = dict(flatten(parse(fs.read_text(path, "utf-8"))))
+            values[path] = dict(flatten(parse(fs.read_text(prefix + path, "utf-8"))))
         path = artifacts.PREDICTIONS
-        predictions = parse_predictions(fs.read_text(path, "utf-8", newline=""))
+        text = fs.read_text(prefix + path, "utf-8", newline="")
+        predictions = parse_predictions(text)
     except FileNotFoundError:
         reason = "does not exist: compare a later revision"
-        if fs.isdvc(path):
+        if fs.isdvc(prefix + path):
             reason = "is neither in DVC's cache nor in a remote: run dvc fetch "
             reason += "--all-commits, or check it out and run dvc repro"
         raise UserError(f"{path} of {rev} {reason}") from None
     except (DvcException, YAMLError, AttributeError, ValueError, csv.Error) as error:
         reason = "no commit" if isinstance(error, AttributeError) else str(error)
         what, remedy = f"revision {rev}", "use one that git log or dvc exp show lists"
-        if path:
+        if rev == WORKSPACE:
+            what, remedy = f"the {rev}", "correct the file, or restore it from Git"
+        elif path:
             what, remedy = f"{path} of {rev}", "compare a later revision"
         raise UserError(f"DVC cannot read {what} ({reason}): {remedy}") from error
     params = values[parameters.FILE]
@@ -87,7 +103,7 @@ def load(rev: str) -> Revision:
                 f"{rev} has {key}: {params[key]}, but its results are of {value}: "
                 "check it out, run dvc repro and commit"
             )
-    return Revision(rev, fs, values, predictions)
+    return Revision(rev, fs, values, predictions, prefix)
 
 
 def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -134,7 +150,7 @@ def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
     """Return the differences as text, and both rows (C,) of changed predictions."""
     old, new, relabelled = match(first.predictions, second.predictions)
     names, rest, classes = [], [], []
-    for rev, _, _, rows in (first, second):
+    for rev, _, _, rows, _ in (first, second):
         names.append(f"the {rev}" if rev == WORKSPACE else rev)
         classes.append(", ".join(dict.fromkeys(rows.actual)))
         if n := len(rows) - len(old) - relabelled:
@@ -145,7 +161,8 @@ def compare(first: Revision, second: Revision) -> tuple[str, Rows, Rows]:
     if classes[0] != classes[1]:
         lists = f"{first.rev}: {classes[0]}; {second.rev}: {classes[1]}"
         paragraphs.append(f"The classes differ. {lists}.")
-    lines = differing(first, second)
+    # Not if nothing can be compared: with other data, almost every parameter differs.
+    lines = differing(first, second) if len(old) else []
     for text in paragraphs:
         lines += textwrap.wrap(text, 88, break_on_hyphens=False)
     changed = np.flatnonzero(old.predicted != new.predicted)
@@ -258,7 +275,8 @@ def draw(side: Revision, rows: Rows) -> list[str]:
         suppress(OSError, UserError, IndexError),
         tempfile.TemporaryDirectory() as folder,
     ):
-        side.fs.get_file(artifacts.TENSORS, path := f"{folder}/tensors.npz")
+        source = side.prefix + artifacts.TENSORS
+        side.fs.get_file(source, path := f"{folder}/tensors.npz")
         (valid,) = npz.load_arrays(path, dtypes, dtypes, verify=False).values()
         valid = valid.reshape(*valid.shape[:3], -1)  # earlier: gray, (N, H, W)
         if all(tensors.digest_image(valid[row.index]) == row.digest for row in rows):

@@ -21,6 +21,7 @@ from sklearn import metrics as sk
 from stages.plumbing import npz
 from stages.plumbing.errors import UserError
 from stages.plumbing.tensors import digest_image
+from tests.builders import refusal
 from tests.conftest import ROOT, commit, copy, edit, run, succeed
 from tests.test_make import Fakes, script
 from tools import compare
@@ -138,8 +139,9 @@ def test_what_is_not_compared_is_said():
     assert "On the 28 validation images that both have," in said
     rest = "2 that only HEAD has, 7 that only new has, 3 with different classes."
     assert f"Images that are not compared: {rest}" in said
-    said = say(first, make(make_rows(range(33), ["x"] * 33, predicted[:33]), "new"))
-    assert "Nothing can be compared: HEAD and new have no validation image" in said
+    other = make(make_rows(range(33), ["x"] * 33, predicted[:33]), "new")
+    said = say(first, other._replace(values={"params.yaml": {"data.size": 8}}))
+    assert said.startswith("Nothing can be compared: HEAD and new have no validation")
     assert "Images that are not compared: 33 with different classes." in said
 
 
@@ -272,6 +274,24 @@ def test_a_file_that_cannot_be_compared_is_named(
     assert re.fullmatch(line, str(caught.value), re.DOTALL)
 
 
+def test_a_partial_clone_fetches_what_it_lacks(recorded: Path, tmp_path: Path):
+    """DVC would wait for it for ever."""
+    write(recorded, {**RECORDED, "metrics/model.json": '{"accuracy": 0.5}'})
+    write(recorded, RECORDED)
+    succeed(recorded, "git", "config", "uploadpack.allowFilter", "true")
+    options = ["--quiet", "--no-local", "--filter=blob:none"]
+    here = tmp_path / "a clone"
+    succeed(tmp_path, "git", "clone", *options, str(recorded), str(here))
+    away = recorded.rename(recorded.parent / "away")
+    compared = [*COMMAND, "HEAD~1", "HEAD"]
+    done = run(here, *compared, PYTHONPATH=str(ROOT))
+    away.rename(recorded)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "promisor remote" in done.stderr
+    text = succeed(here, *compared, PYTHONPATH=str(ROOT))
+    assert re.search(r"^accuracy +0.5 +0.75 +\+0.25$", text, re.MULTILINE)
+
+
 class Page(NamedTuple):
     """What a page loads, how often it has which tag, and its text."""
 
@@ -402,6 +422,18 @@ def test_an_unknown_revision_ends_in_one_line(lent: Path, rev):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"compare: DVC cannot read revision {rev}")
     assert done.stderr.endswith(": use one that git log or dvc exp show lists\n")
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "metrics/model.json"])
+def test_a_conflict_marker_is_one_line(clone: Path, monkeypatch, name):
+    text = (clone / name).read_text("utf-8")
+    first, _, rest = text.partition("\n")
+    (clone / name).write_text(f"{first}\n<<<<<<< HEAD\n{rest}", "utf-8")
+    monkeypatch.chdir(clone)
+    said = refusal(compare.load, "workspace")
+    reasons = ["params.yaml, line ", "correct the file", "out of date (report)"]
+    assert any(reason in said for reason in reasons)
+    assert "git log" not in said
 
 
 def test_a_workspace_that_is_out_of_date_is_not_compared(clone: Path):
