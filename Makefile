@@ -17,6 +17,12 @@ unexport $(filter-out $(KEPT),$(UNSET))
 # Let uv trust the system's certificates, as pip does: a corporate proxy may have its own.
 # If there are none, uv uses its bundled ones.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/pki/tls/certs/*),1,0)
+# A container may run as a user without a name, or without a home to write to.
+export HOME ?= /
+export LOGNAME ?= $(shell id -u)
+ifneq ($(shell cd "$${HOME:-/}" && test -w .cache -o ! -e .cache -a -w . && echo writable),writable)
+export XDG_CACHE_HOME ?= $(CURDIR)/.dvc/tmp/cache
+endif
 # Pull what the DVC remote has, if one is configured.
 PULL := $(shell grep -qs 'remote = ' .dvc/config .dvc/config.local && echo --pull)
 
@@ -48,6 +54,7 @@ bench: .venv/tested  ## Time the last commit, as bench/*.md do; TORCH=PYTHON add
 	$(BIN)/python -m bench.growth
 
 lock: .venv/installed  ## Resolve pyproject.toml again into requirements*.txt
+	@$(UV_TOML)
 	$(UV) compile $(COMPILE) pyproject.toml -o requirements.txt
 	$(UV) compile $(COMPILE) -c requirements.txt --group test pyproject.toml -o requirements-test.txt
 COMPILE := --python $(BIN)/python --quiet --upgrade --universal --fork-strategy fewest \
@@ -67,14 +74,24 @@ help:  ## Show this list
 		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -IB -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@test -f .venv/pyvenv.cfg || ! test -e .venv -o -L .venv || test -z "$$(ls -A .venv)" || \
+		{ echo ".venv is not a virtual environment: move it away" >&2; exit 1; }
 	@echo "Creating .venv, and installing uv into it"
-	@$(PYTHON) -m venv $$($(BIN)/python -IB -c '' 2>/dev/null || echo --clear) .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(PYTHON) -m venv $$($(BIN)/python -IB -c '' 2>/dev/null || echo --clear) \
+		"$$(test -L .venv && cd .venv && pwd -P || echo .venv)"
+	@$(PIP) download --quiet --no-deps --only-binary :all: --dest .venv/wheels uv==$(UV_VERSION)
+	@PIP_CONFIG_FILE=/dev/null $(PIP) install --quiet --no-deps --no-index .venv/wheels/uv-*.whl
+	@rm -rf .venv/wheels
 
-UV := $(BIN)/python -m uv pip
+# The caller's pip.conf decides where uv comes from. It may also name a folder to install into,
+# so it does not count for that.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Of the caller's uv.toml, keep the index, certificates and proxies.
+UV := $(BIN)/python -m uv pip --config-file .venv/uv.toml
+UV_TOML := $(BIN)/python -IB tools/uv_settings.py >.venv/uv.toml
 # On a terminal, uv shows its progress.
 QUIET := $(shell test -t 2 || echo --quiet)
-INSTALL := $(UV) install --python $(BIN)/python $(QUIET) --require-hashes -r
+INSTALL := $(UV_TOML) && $(UV) install --python $(BIN)/python $(QUIET) --require-hashes -r
 
 .venv/installed: .venv/bin/uv requirements.txt
 	@echo "Installing the packages of requirements.txt into .venv"

@@ -1,5 +1,6 @@
 """What the Makefile and .ci/run run, with shell scripts in place of Python and make."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,7 +20,8 @@ case "$*" in
     "-m venv "*)
         for folder; do :; done
         case "$*" in *--clear*) rm -rf "$folder" ;; esac
-        mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+        mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python"
+        touch "$folder/pyvenv.cfg" ;;
     "-m pip "*) touch "$here/uv" ;;
     "-m uv "*) test -e "$here/uv" ;;
     "-m tools.check") exit "${CHECK:-0}" ;;
@@ -84,12 +86,13 @@ def fakes(tmp_path: Path) -> Fakes:
 
 
 def test_make_installs_the_lock_once_then_checks_runs_and_shows(fakes: Fakes):
-    venv, pip, install, *rest = fakes.commands()
+    venv, fetch, pip, install, *rest = fakes.commands()
     assert venv == "python3 -m venv --clear .venv"
-    assert pip.startswith(".venv/bin/python -m pip install ")
+    assert " -m pip --disable-pip-version-check download " in fetch
+    assert " -m pip --disable-pip-version-check install " in pip
     assert install == (
-        ".venv/bin/python -m uv pip install --python .venv/bin/python --quiet "
-        "--require-hashes -r requirements.txt"
+        ".venv/bin/python -m uv pip --config-file .venv/uv.toml install "
+        "--python .venv/bin/python --quiet --require-hashes -r requirements.txt"
     )
     steps = ("tools.check", "dvc repro", "tools.summary")
     assert rest == [f".venv/bin/python -m {step}" for step in steps]
@@ -115,7 +118,7 @@ def test_every_command_of_uv_names_the_interpreter_of_the_environment(fakes, tar
     calls = [line for line in fakes.commands(target) if " -m uv " in line]
     assert calls
     for line in calls:
-        assert line.startswith(".venv/bin/python -m uv pip ")
+        assert " -m uv pip --config-file .venv/uv.toml " in line
         assert " --python .venv/bin/python " in line
 
 
@@ -143,7 +146,9 @@ def test_the_caller_decides_how_packages_are_fetched_but_not_where_to(fakes, tar
     calls = fakes.make(target, *more, **kept, **dropped)
     assert len(calls) > 5
     for command, environment in calls:
-        assert environment.items() >= kept.items(), command
+        # From a file, into an environment: no setting of the caller counts.
+        own = {"PIP_CONFIG_FILE": "/dev/null"} if "--no-index" in command else {}
+        assert environment.items() >= {**kept, **own}.items(), command
         assert not environment.keys() & {*dropped, "PIP_REPORT", "UV_BUILD_CONSTRAINT"}
 
 
@@ -174,6 +179,45 @@ def test_packages_that_the_environment_does_not_find_are_installed_again(fakes: 
     (fakes.folder / ".venv/bin/uv").unlink()
     assert fakes.commands() == ["python3 -m venv .venv", *rest]
     assert (fakes.folder / ".venv/kept").exists()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_that_is_no_environment_is_left_alone(fakes: Fakes, linked):
+    folder = fakes.folder / ".venv"
+    if linked:
+        folder.symlink_to("../another disk")
+        folder = fakes.folder / "../another disk"
+    folder.mkdir()
+    (folder / "kept").touch()
+    assert fakes.commands(fails=True) == []
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+    (folder / "kept").unlink()
+    assert fakes.commands()
+    (folder / "bin/python").unlink()
+    (folder / "pyvenv.cfg").touch()
+    (folder / "left over").touch()
+    assert fakes.commands()
+    assert not (folder / "left over").exists()
+    assert (fakes.folder / ".venv").is_symlink() == linked
+
+
+def test_a_link_to_nothing_is_left_alone(fakes: Fakes):
+    (fakes.folder / ".venv").symlink_to("../a disk that is not mounted")
+    assert fakes.commands(fails=True) == []
+    assert not (fakes.folder / "../a disk that is not mounted").exists()
+
+
+def test_a_user_without_a_name_and_a_home_has_a_cache(fakes: Fakes):
+    for _, environment in fakes.make():
+        assert environment["HOME"] == "/"
+        assert environment["LOGNAME"] == str(os.getuid())
+    home = fakes.folder / "home"
+    for writable in (False, True):
+        if writable:
+            home.mkdir()
+        for _, environment in fakes.make(HOME=str(home), LOGNAME="anna"):
+            assert (environment["HOME"], environment["LOGNAME"]) == (str(home), "anna")
+            assert ("XDG_CACHE_HOME" in environment) != writable
 
 
 def test_dvc_is_not_started_with_parameters_that_the_check_refuses(fakes: Fakes):
