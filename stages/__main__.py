@@ -21,6 +21,10 @@ def main() -> None:
         raise UserError(f"there is no stages/{stage}.py: correct its cmd in dvc.yaml")
     with runtime.uninterrupted():
         module = importlib.import_module(f"stages.{stage}")
+    if "jax" in sys.modules:
+        from stages.plumbing import devices  # deferred: it imports JAX
+
+        devices.check_threads()
     module.main()
 
 

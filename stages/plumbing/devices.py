@@ -12,8 +12,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from stages.plumbing import runtime
-from stages.plumbing.errors import UserError
+from stages.plumbing import runtime, workers
+from stages.plumbing.errors import TOO_MANY, UserError
 from stages.plumbing.tensors import Split
 
 START_TIMEOUT = 60  # seconds
@@ -24,6 +24,13 @@ KEPT_BYTES = 2**26  # a split up to this size stays on the devices between epoch
 
 Rows = tuple[Array, Array]
 """Images (…, H, W, C) and labels (…)."""
+
+
+def check_threads() -> None:
+    """Raise UserError unless JAX can start its threads: it would abort the process."""
+    # Measured: 9 threads, and 3 for each processor.
+    if not workers.can_start(10 + 3 * workers.available_processors()):
+        raise UserError(TOO_MANY)
 
 
 @contextmanager

@@ -9,6 +9,10 @@ from hermetic import UndeclaredAccess
 OUT_OF_MEMORY = (
     "out of memory: use fewer classes (data.classes) or smaller images (data.size)"
 )
+TOO_MANY = (
+    "cannot start more processes or threads: raise their limit (ulimit -u or -v, or "
+    "Docker's --pids-limit)"
+)
 
 
 class UserError(Exception):
@@ -42,6 +46,10 @@ def one_line(error: BaseException) -> str | None:
             text = OUT_OF_MEMORY
         case _ if "RESOURCE_EXHAUSTED" in str(error):  # from JAX, as any type
             text = OUT_OF_MEMORY
+        case BlockingIOError(filename=None):  # from fork
+            text = TOO_MANY
+        case RuntimeError() if str(error) == "can't start new thread":
+            text = TOO_MANY
         case OSError(strerror=reason, filename=name) if reason:
             text = f"{os.fsdecode(name)}: {reason}" if name else reason
         case _:

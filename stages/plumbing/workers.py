@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from stages.plumbing import runtime
-from stages.plumbing.errors import UserError
+from stages.plumbing.errors import TOO_MANY, UserError
 
 T = TypeVar("T")
+SPARE = 6
+"""Threads: two of a pool, and a margin, since other processes come and go."""
 
 _work: Callable[[Any], None]  # set in worker processes only
 
@@ -25,6 +28,24 @@ def available_processors() -> int:
     return os.cpu_count() or 1
 
 
+def can_start(count: int) -> bool:
+    """Return whether this process may start so many threads, or processes, at once."""
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(count)]
+    started = 0
+    try:
+        for thread in threads:
+            thread.start()
+            started += 1
+    except RuntimeError:
+        return False
+    finally:
+        done.set()
+        for thread in threads[:started]:
+            thread.join()
+    return True
+
+
 @contextmanager
 def forked(
     work: Callable[[T], None], jobs: Sequence[T], processes: int
@@ -33,16 +54,19 @@ def forked(
 
     The iterator follows the order of the jobs, and raises the first error in that
     order, or UserError if a worker was killed. Workers are forked here, so `work` may
-    refer to any object of this process; they end with the `with` block.
+    refer to any object of this process; they end with the `with` block. If the system
+    allows no workers, the jobs run in this process.
     """
     if min(processes, len(jobs)) < 2:  # not worth a fork
         yield _run_here(work, jobs)
         return
-    # Unlike multiprocessing.Pool, this pool notices when a worker is killed. With fork,
-    # it starts all processes before its own threads, as forking with threads can hang.
-    context = multiprocessing.get_context("fork")
     others = set(multiprocessing.active_children())  # not to be killed
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (work,))
+    try:
+        pool = _pool(work, processes)
+    except OSError as error:
+        print(f"working in one process: {error}", file=sys.stderr)
+        yield _run_here(work, jobs)
+        return
     try:
         # Workers inherit the blocked signals, and unblock them in _start_worker.
         with runtime.uninterrupted():
@@ -61,6 +85,21 @@ def forked(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _pool(work: Callable[[Any], None], processes: int) -> ProcessPoolExecutor:
+    """Return a pool; raise OSError if the system allows no workers."""
+    # Two threads for each process, two for the pool, and some to spare. Once started, a
+    # pool that cannot start the rest may wait for ever.
+    if not can_start(2 * processes + SPARE):
+        raise OSError(TOO_MANY)
+    # Unlike multiprocessing.Pool, this pool notices when a worker is killed. With fork,
+    # it starts all processes before its own threads, as forking with threads can hang.
+    context = multiprocessing.get_context("fork")
+    try:
+        return ProcessPoolExecutor(processes, context, _start_worker, (work,))
+    except OSError as error:
+        raise OSError(f"no semaphores in /dev/shm ({error.strerror})") from error
 
 
 def _run_here(work: Callable[[T], None], jobs: Sequence[T]) -> Iterator[T]:

@@ -1,8 +1,12 @@
 """Forked workers: jobs in order, the first error, and none outlives its stage."""
 
+import errno
+import multiprocessing
 import os
 import signal
+import threading
 import time
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -81,6 +85,40 @@ def test_an_error_or_a_killed_worker_does_not_wait_for_the_other_jobs(end, line)
     ):
         list(done)
     assert time.monotonic() - begun < GRACE
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 5, 6, 8])
+def test_where_the_system_limits_processes_the_jobs_are_done_here(
+    monkeypatch, capsys, limit
+):
+    """As `ulimit -u` does, and `docker run --pids-limit`."""
+    start = threading.Thread.start
+
+    def start_if_allowed(thread: threading.Thread) -> None:
+        if threading.active_count() + len(multiprocessing.active_children()) >= limit:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    limit += threading.active_count() - 1
+    monkeypatch.setattr(threading.Thread, "start", start_if_allowed)
+    done_here: list[int] = []
+    with workers.forked(done_here.append, range(9), 2) as done:
+        assert list(done) == done_here == list(range(9))
+    line = "working in one process: cannot start more processes or threads: raise"
+    assert capsys.readouterr().err.startswith(line)
+    assert len(threading.enumerate()) <= limit
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOSPC, errno.EROFS])
+def test_without_shared_memory_the_jobs_are_done_here(monkeypatch, capsys, number):
+    """The semaphores of a pool are files in /dev/shm."""
+    error = OSError(number, os.strerror(number))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Mock(side_effect=error))
+    done_here: list[int] = []
+    with workers.forked(done_here.append, range(9), 2) as done:
+        assert list(done) == done_here == list(range(9))
+    reason = f"no semaphores in /dev/shm ({os.strerror(number)})"
+    assert capsys.readouterr().err == f"working in one process: {reason}\n"
 
 
 # The stage, stopped while two workers decode.
