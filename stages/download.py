@@ -1,9 +1,11 @@
 """Fetch the archive from a path or a URL, and check its digest."""
 
 import hashlib
+import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from stages.plumbing import artifacts, parameters
 from stages.plumbing.errors import UserError
@@ -15,6 +17,8 @@ TIMEOUT = (10, 60)
 DEADLINE = 3600
 """Limit on the whole download in seconds, even if data keeps arriving."""
 ATTEMPTS = 4
+BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+"""Environment variables that name the certificates to trust, in order of precedence."""
 # Request timeout, too early, too many requests. Every 5xx is retried, too.
 RETRIED_4XX = {408, 425, 429}
 
@@ -49,7 +53,11 @@ def _fetch_once(url: str, target: Path, deadline: float) -> None:
     import requests
     from tqdm import tqdm
 
-    with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+    # The digest is that of the file: not to be compressed on the way, and not to be
+    # decompressed because a server calls the .gz in its name an encoding.
+    headers = {"Accept-Encoding": "identity"}
+    options: dict[str, Any] = {"stream": True, "timeout": TIMEOUT, "headers": headers}
+    with requests.get(url, verify=_certificates(), **options) as response:
         status = response.status_code
         if 400 <= status < 500 and status not in RETRIED_4XX:
             # A UserError is not among `failures`, so it is not retried.
@@ -60,10 +68,12 @@ def _fetch_once(url: str, target: Path, deadline: float) -> None:
         bar = tqdm(
             None, "download", size, unit="B", unit_scale=True, delay=1, disable=None
         )
-        with target.open("wb") as file, bar:
+        # The folder for temporary files may be on another disk.
+        full = artifacts.name_full_disk(str(target.parent))
+        with full, target.open("wb") as file, bar:
             # read1 returns as soon as any data arrives, so the deadline is checked even
             # on a slow connection.
-            while chunk := response.raw.read1(2**20, decode_content=True):
+            while chunk := response.raw.read1(2**20, decode_content=False):
                 file.write(chunk)
                 bar.update(len(chunk))
                 if time.monotonic() > deadline:
@@ -71,6 +81,16 @@ def _fetch_once(url: str, target: Path, deadline: float) -> None:
                         f"the download took over {DEADLINE} s: fetch the archive by "
                         "other means and set download.url to its path"
                     )
+
+
+def _certificates() -> str | bool:
+    """Return the certificates that the caller names, or True for those of certifi."""
+    for name in BUNDLES:
+        if path := os.environ.get(name):
+            if not os.path.exists(path):
+                raise UserError(f"{name}: there is no {path}: correct or unset it")
+            return path
+    return True
 
 
 def _failure(url: str, reason: str) -> UserError:

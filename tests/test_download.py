@@ -1,12 +1,13 @@
 """The download stage against a server on this machine: the archive, or one line."""
 
-import gzip
 import hashlib
 import json
 import random
 import re
+import resource
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -19,8 +20,9 @@ from typing import Any
 import pytest
 
 from stages import download
+from stages.plumbing.errors import one_line
 from tests.builders import refusal
-from tests.conftest import contents, edit, start
+from tests.conftest import contents, edit, start, succeed
 
 CONTENT = random.Random(3).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -101,7 +103,7 @@ def drip(request: Request) -> None:
 
 GOOD = reply(200, CONTENT)
 SHORT = reply(200, CONTENT[:-1], Content_Length=str(len(CONTENT)))
-GZIPPED = reply(200, gzip.compress(CONTENT), Content_Encoding="gzip")
+LABELLED = reply(200, CONTENT, Content_Encoding="x-gzip")
 
 
 @pytest.fixture
@@ -148,7 +150,6 @@ REFUSED = {
     "Read timed out": (silent, 4),
     "Exceeded 30 redirects": (reply(302, Location="/digits.tgz"), 4 * 31),
     "adapters were found for 'file:": (reply(302, Location="file:///etc/hostname"), 4),
-    "failed to decode it": (reply(200, CONTENT, Content_Encoding="gzip"), 4),
     "many": (reply(200, CONTENT, Content_Length="many"), 4),
 }
 
@@ -197,6 +198,7 @@ def run_stage(
     *,
     earlier: bytes = b"",
     stop: Callable[[subprocess.Popen[str]], None] | None = None,
+    variable: tuple[str, str] = ("LC_ALL", "C.UTF-8"),
 ) -> str:
     """Run the stage; return its error. No file is left but the archive, old or new."""
     archive = tree / "data/archive"
@@ -208,7 +210,9 @@ def run_stage(
     assert old
     edit(params, "data/mnist_sample.tgz", json.dumps(url))
     edit(params, old[0], digest)
-    stage = start(tree, "python", "-m", "stages", "download")
+    stage = start(
+        tree, "python", "-m", "stages", "download", limit=None, **dict([variable])
+    )
     if stop:
         stop(stage)
     output, error = stage.communicate(timeout=30)
@@ -229,7 +233,7 @@ QUOTED = "/zwei%20Ziffern/gr%C3%B6%C3%9Fe%203.tgz?a=b%20c"
 SUCCESSES = [
     (SPACES, [GOOD], [QUOTED]),
     (QUOTED, [GOOD], [QUOTED]),
-    ("/gzipped in transit", [GZIPPED], ["/gzipped%20in%20transit"]),
+    ("/called an encoding.tgz", [LABELLED], ["/called%20an%20encoding.tgz"]),
     ("/a", [reply(301, Location="/b%20c"), GOOD], ["/a", "/b%20c"]),
 ]
 
@@ -239,6 +243,72 @@ def test_the_archive_comes_whole(site, tree, path, answers, asked):
     site.answers = list(answers)
     assert run_stage(tree, site.url(path)) == ""
     assert site.asked == asked
+
+
+def test_the_server_is_asked_for_the_file_as_it_is(site, tmp_path, monkeypatch):
+    """Not compressed on the way, even if it would be."""
+    monkeypatch.setenv("NO_PROXY", "*")
+
+    def answer(request: Request) -> None:
+        assert request.headers["Accept-Encoding"] == "identity"
+        GOOD(request)
+
+    site.answers = [answer]
+    download.fetch(site.url(), tmp_path / "archive")
+
+
+@pytest.mark.parametrize("variable", ["NETRC", "HOME"])
+def test_a_password_in_netrc_is_used(site, tree, variable):
+    def answer(request: Request) -> None:
+        known = request.headers["Authorization"] == "Basic YW5uYTpnZWhlaW0="
+        (GOOD if known else reply(401))(request)
+
+    site.answers = [answer]
+    file = tree.parent / (".netrc" if variable == "HOME" else "passwords")
+    file.write_text("machine 127.0.0.1 login anna password geheim\n", "utf-8")
+    file.chmod(0o600)
+    path = tree.parent if variable == "HOME" else file
+    assert run_stage(tree, site.url(), variable=(variable, str(path))) == ""
+
+
+@pytest.mark.parametrize("variable", download.BUNDLES)
+def test_the_certificates_that_the_caller_names_are_trusted(site, tree, variable):
+    bundle = tree.parent / "company.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    names = ["-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(bundle), "-out", str(tree.parent / "certificate")]
+    succeed(tree, *command.split(), *names, *files)
+    with bundle.open("a", encoding="utf-8") as file:
+        file.write((tree.parent / "certificate").read_text("utf-8"))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(bundle)
+    site.socket = server.wrap_socket(site.socket, server_side=True)
+    site.answers = [GOOD]
+    url = site.url().replace("http:", "https:")
+    assert run_stage(tree, url, variable=(variable, str(bundle))) == ""
+
+
+@pytest.mark.parametrize("variable", download.BUNDLES)
+def test_certificates_that_are_missing_are_named(waits, monkeypatch, variable):
+    for name in download.BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "/nowhere/ca.pem")
+    line = refusal(download.fetch, "https://127.0.0.1:1/x", Path("archive"))
+    assert line == f"{variable}: there is no /nowhere/ca.pem: correct or unset it"
+    assert not waits
+
+
+def test_the_full_disk_is_the_one_for_temporary_files(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    site.answers = [GOOD]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as failed:
+            download.fetch(site.url(), tmp_path / "archive")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert one_line(failed.value) == f"{tmp_path}: File too large"
 
 
 @pytest.mark.parametrize("outside", [False, True])

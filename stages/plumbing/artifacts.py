@@ -88,12 +88,12 @@ def scratch() -> Iterator[IO[bytes]]:
     folder, where a stage may read only what it declares.
     """
     os.makedirs(SCRATCH, exist_ok=True)
-    with _name_full_disk(SCRATCH), tempfile.TemporaryFile(dir=SCRATCH) as file:
+    with name_full_disk(SCRATCH), tempfile.TemporaryFile(dir=SCRATCH) as file:
         yield file
 
 
 @contextmanager
-def _name_full_disk(path: str) -> Iterator[None]:
+def name_full_disk(path: str) -> Iterator[None]:
     """Attach the path to a disk-full error."""
     try:
         yield

@@ -42,6 +42,12 @@ if os.uname().machine == "x86_64":
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
 
 LAUNCHERS = {
+TRUSTED = (
+    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"),
+    *("OPENSSL_CONF", "SSLKEYLOGFILE"),
+)
+"""Environment variables that name what a company's network needs."""
+
     # The variable set for every process, and the launcher that sets it.
     "OMPI_COMM_WORLD_RANK": "mpirun of Open MPI 4",
     "SLURM_STEP_NODELIST": "srun of Slurm",
@@ -87,7 +93,7 @@ def pin() -> None:
 
 def allowed(stage: str) -> list[str]:
     """Return what a stage may use beyond what dvc.yaml declares."""
-    places = [f"{CACHE}/"]
+    places = [f"{CACHE}/", *_library_folders()]
     if stage == "preprocess":
         places.append(f"{SCRATCH}/")
     if stage == "download":  # its only source: the digest pins the content
@@ -97,11 +103,22 @@ def allowed(stage: str) -> list[str]:
     if launcher():
         places.append("tcp://")
     return places
+        named = (os.environ.get(name) for name in TRUSTED)
+        places += [*filter(None, named), "~/.netrc", "~/_netrc"]
 
 
 def launcher() -> str | None:
     """Return the variable that a launcher of several processes set, or None."""
     return next((name for name in LAUNCHERS if name in os.environ), None)
+def _library_folders() -> Iterator[str]:
+    """Yield the folders outside the repository that ld.so searches first."""
+    root = os.getcwd()
+    for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
+        real = os.path.realpath(folder)
+        if os.path.isdir(real) and os.path.commonpath([real, root]) not in (real, root):
+            yield real
+
+
 
 
 def check_environment(lock: str, installed: Iterable[str]) -> None:
