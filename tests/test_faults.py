@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import yaml
 
 from stages.plumbing import artifacts
 from stages.plumbing.errors import OUT_OF_MEMORY, one_line
-from stages.plumbing.runtime import SCRATCH
+from stages.plumbing.runtime import CACHE, SCRATCH
 from tests.conftest import IF_ROOT, contents, copy, edit, run, start
 from tools.verify import outputs
 
@@ -240,6 +241,32 @@ def test_a_file_that_cannot_grow_is_one_line(unchanged, name, file):
     assert fail(unchanged, name, limit=limit) == f"{file}: File too large"
 
 
+LIMITED = """
+import runpy, sys, threading
+def start(thread): raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+sys.argv = ["stages", "baseline"]
+runpy.run_module("stages", run_name="__main__")
+"""
+
+
+def test_a_limit_on_threads_is_one_line(unchanged):
+    """Before JAX starts its own: it would abort, and print a C++ stack."""
+    done = run(unchanged, "python", "-c", LIMITED)
+    line = "baseline: cannot start more processes or threads: raise their limit"
+    assert done.stderr.startswith(line)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_a_cache_of_compiled_programs_that_cannot_be_written_is_no_matter(clone):
+    os.makedirs(CACHE, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=CACHE) as no_folder:
+        script = clone / "stages/plumbing/runtime.py"
+        edit(script, 'os.path.join(CACHE, "jax")', f'"{no_folder.name}/jax"')
+        done = run(clone, "python", "-m", "stages", "baseline")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 FULL_DISK = """
 mkdir -p {folder} && mount -t tmpfs -o size={size} none {folder} || exit 99
 echo earlier >{out} || exit 99
@@ -312,7 +339,9 @@ def test_out_of_memory_is_one_line(unchanged):
     edit(unchanged / "params.yaml", "size: null", "size: [128, 128]")
     limit = resource.RLIMIT_AS, 300 * 2**20
     try:
-        assert fail(unchanged, "preprocess", limit=limit) == OUT_OF_MEMORY
+        # On one processor: workers would have to do without the memory for threads.
+        one = ["taskset", "--cpu-list", "0"]
+        assert fail(unchanged, "preprocess", *one, limit=limit) == OUT_OF_MEMORY
     finally:
         (unchanged / "params.yaml").write_text(before, "utf-8")
 

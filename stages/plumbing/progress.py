@@ -11,7 +11,7 @@ def progress(
     items: Iterable[T], description: str, unit: str, total: int | None = None
 ) -> Iterable[T]:
     """Return `items`, with a progress bar after a second if stderr is a terminal."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):  # None if it is closed
         return items
     from tqdm import tqdm  # deferred: importing it takes 30 ms
 

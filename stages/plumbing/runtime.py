@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,13 +42,13 @@ if os.uname().machine == "x86_64":
     # processor writes the same bytes.
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
 
-LAUNCHERS = {
 TRUSTED = (
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"),
     *("OPENSSL_CONF", "SSLKEYLOGFILE"),
 )
 """Environment variables that name what a company's network needs."""
 
+LAUNCHERS = {
     # The variable set for every process, and the launcher that sets it.
     "OMPI_COMM_WORLD_RANK": "mpirun of Open MPI 4",
     "SLURM_STEP_NODELIST": "srun of Slurm",
@@ -74,6 +75,8 @@ def start(stage: str) -> None:
             "folder, or use a UTF-8 locale and unset PYTHONUTF8"
         )
     pin()
+    # Compiled programs only save time; that folder may be full or read-only.
+    warnings.filterwarnings("ignore", r"Error .+ compilation cache .+Error: \[Errno")
     # A stage is short and allocates mostly modules. With the default threshold, a fifth
     # of its time would go into searching them for garbage.
     gc.set_threshold(100_000)
@@ -100,16 +103,13 @@ def allowed(stage: str) -> list[str]:
         from stages.plumbing import parameters
 
         places.append(parameters.load(parameters.Download).url)
+        named = (os.environ.get(name) for name in TRUSTED)
+        places += [*filter(None, named), "~/.netrc", "~/_netrc"]
     if launcher():
         places.append("tcp://")
     return places
-        named = (os.environ.get(name) for name in TRUSTED)
-        places += [*filter(None, named), "~/.netrc", "~/_netrc"]
 
 
-def launcher() -> str | None:
-    """Return the variable that a launcher of several processes set, or None."""
-    return next((name for name in LAUNCHERS if name in os.environ), None)
 def _library_folders() -> Iterator[str]:
     """Yield the folders outside the repository that ld.so searches first."""
     root = os.getcwd()
@@ -119,6 +119,9 @@ def _library_folders() -> Iterator[str]:
             yield real
 
 
+def launcher() -> str | None:
+    """Return the variable that a launcher of several processes set, or None."""
+    return next((name for name in LAUNCHERS if name in os.environ), None)
 
 
 def check_environment(lock: str, installed: Iterable[str]) -> None:
@@ -152,6 +155,7 @@ def explain_errors(command: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            _name_errors(stream)
 
     def explain(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -172,10 +176,25 @@ def explain_errors(command: str) -> None:
         signal.signal(number, _stop)
 
 
-def _stop(number: int, _: object) -> NoReturn:
+def _name_errors(stream: io.TextIOWrapper) -> None:
+    """Let errors in writing, as on a full disk, name the stream."""
+    write = stream.write
+
+    def write_or_name(text: str) -> int:
+        try:
+            return write(text)
+        except OSError as error:
+            error.filename = stream.name
+            raise
+
+    stream.write = write_or_name  # type: ignore[method-assign]
+
+
+def _stop(number: int, _: object) -> None:
     global _stopped
-    _stopped = Stopped(f"{STOPS[signal.Signals(number)]}, nothing was written")
-    raise _stopped
+    if not _stopped:  # a second signal must not interrupt the handling of the first
+        _stopped = Stopped(f"{STOPS[signal.Signals(number)]}, nothing was written")
+        raise _stopped
 
 
 def _unraisable(dropped: Any) -> None:

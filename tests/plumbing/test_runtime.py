@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from stages.plumbing import runtime
 from tests.conftest import contents, copy, edit, run
 
 OUTPUTS = ("data", "metrics", "models")
@@ -78,6 +79,51 @@ def test_a_signal_while_a_stage_is_imported_ends_in_one_line(tree, number, word)
     line = f"train: {word}, nothing was written\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "imported\n", line)
     assert contents(tree, *OUTPUTS) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_disturb_the_end(sources, number):
+    program = f"""
+import os, signal
+from stages.plumbing import runtime
+runtime.explain_errors("train")
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+finally:
+    os.kill(os.getpid(), {int(number)})
+    print("cleaned up")
+"""
+    done = run(sources, "python", "-c", program)
+    line = "train: interrupted, nothing was written\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "cleaned up\n", line)
+
+
+def test_a_full_disk_behind_stdout_is_named(sources):
+    program = """
+from stages.plumbing import artifacts, runtime
+runtime.explain_errors("train")
+with artifacts.name_full_disk("elsewhere"):
+    print("some text", flush=True)
+"""
+    command = ["sh", "-c", 'exec python -u -c "$0" >/dev/full', program]
+    done = run(sources, *command)
+    assert done.stderr == "train: <stdout>: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_what_the_environment_of_a_company_names_may_be_used(tree, monkeypatch):
+    """Certificates and passwords, and libraries that Python itself is linked with."""
+    monkeypatch.chdir(tree)
+    for name in runtime.TRUSTED:
+        monkeypatch.setenv(name, f"/company/{name}")
+    (tree.parent / "lib").mkdir()
+    folders = [str(tree.parent / "lib"), "/nowhere", "", ".", str(tree / "stages"), "/"]
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":".join(folders))
+    places = {*runtime.allowed("download")} - {f"{runtime.CACHE}/"}
+    named = {f"/company/{name}" for name in runtime.TRUSTED}
+    netrc = {"~/.netrc", "~/_netrc"}
+    assert places == {"data/mnist_sample.tgz", folders[0], *named, *netrc}
+    assert folders[0] in runtime.allowed("train")
 
 
 VIOLATIONS = {
