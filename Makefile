@@ -17,10 +17,10 @@ unexport $(filter-out $(KEPT),$(UNSET))
 # Let uv trust the system's certificates, as pip does: a corporate proxy may have its own.
 # If there are none, uv uses its bundled ones.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/pki/tls/certs/*),1,0)
-# A container may run as a user without a name, or without a home to write to.
-export HOME ?= /
+# A container may run as a user without a name, or without a home to read or to write to.
+export HOME := $(shell test -x "$$HOME" && echo "$$HOME" || echo /)
 export LOGNAME ?= $(shell id -u)
-ifneq ($(shell cd "$${HOME:-/}" && test -w .cache -o ! -e .cache -a -w . && echo writable),writable)
+ifneq ($(shell cd "$(HOME)" && test -w .cache -o ! -e .cache -a -w . && echo writable),writable)
 export XDG_CACHE_HOME ?= $(CURDIR)/.dvc/tmp/cache
 endif
 # Pull what the DVC remote has, if one is configured.
