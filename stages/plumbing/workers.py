@@ -89,17 +89,29 @@ def forked(
 
 def _pool(work: Callable[[Any], None], processes: int) -> ProcessPoolExecutor:
     """Return a pool; raise OSError if the system allows no workers."""
+    context = multiprocessing.get_context("fork")
     # Two threads for each process, two for the pool, and some to spare. Once started, a
     # pool that cannot start the rest may wait for ever.
-    if not can_start(2 * processes + SPARE):
+    trial = context.Process(target=_try_to_start, args=(2 * processes + SPARE,))
+    try:
+        with runtime.uninterrupted():
+            trial.start()
+            trial.join()
+    except BlockingIOError:
+        raise OSError(TOO_MANY) from None
+    if trial.exitcode:
         raise OSError(TOO_MANY)
     # Unlike multiprocessing.Pool, this pool notices when a worker is killed. With fork,
     # it starts all processes before its own threads, as forking with threads can hang.
-    context = multiprocessing.get_context("fork")
     try:
         return ProcessPoolExecutor(processes, context, _start_worker, (work,))
     except OSError as error:
         raise OSError(f"no semaphores in /dev/shm ({error.strerror})") from error
+
+
+def _try_to_start(count: int) -> None:
+    """Exit with 1 if the threads cannot be started; in a process of its own."""
+    sys.exit(not can_start(count))
 
 
 def _run_here(work: Callable[[T], None], jobs: Sequence[T]) -> Iterator[T]:
