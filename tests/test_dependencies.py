@@ -80,11 +80,13 @@ def test_the_kernel_sees_no_file_that_is_not_declared(lent, tmp_path, stage):
     paths = declared.deps | declared.outs | temporaries
     # The folders are opened to look for modules, and to lock those of the outs.
     names = [".", "dvc.yaml", "params.yaml", "stages", "data", "models", "metrics"]
-    names += [
-        "pyproject.toml",
-        ".dvc/tmp/hermetic",
-    ]  # hermetic's settings, and what it keeps
-    own = {str(lent / name) for name in [*names, ".dvcignore", "stages/__pycache__"]}
+    # hermetic's settings, and the parsed files that it keeps.
+    kept = [f".dvc/tmp/hermetic/{name}" for name in ("", "dvc.yaml", "params.yaml")]
+    names += ["pyproject.toml", *kept]
+    own = {
+        os.path.normpath(lent / name)
+        for name in [*names, ".dvcignore", "stages/__pycache__"]
+    }
     if stage == "preprocess":
         own |= {str(lent / runtime.SCRATCH)}
     if stage == "download":
