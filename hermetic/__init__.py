@@ -41,15 +41,18 @@ _hook: AuditHook | None = None  # one per process: an audit hook cannot be remov
 _sandbox: Sandbox | None = None
 
 
-def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> None:
+def enforce(
+    stage: str | None = None, allow: Sequence[str] = (), read: Sequence[str] = ()
+) -> None:
     """From now on, raise UndeclaredAccess for anything that dvc.yaml does not declare.
 
     The stage is the one that DVC is running, or else `stage`; without either, do
     nothing. `allow` lists what else the stage may use, at the pipeline owner's risk:
     files and folders to read and write (`~` is expanded; a folder with a trailing slash
-    is created if missing), and URLs, any of which allows the network. So does
-    [tool.hermetic] in pyproject.toml. Raises UndeclaredAccess for modules that are
-    already imported, too; what they have read is unknown, so call this first.
+    is created if missing), and URLs, any of which allows the network. `read` lists what
+    it may only read. [tool.hermetic] in pyproject.toml has both, too. Raises
+    UndeclaredAccess for modules that are already imported; what they have read is
+    unknown, so call this first.
 
     After a violation, nothing can be written, and the exit status is 1, even if the
     error is swallowed, here or in a child process.
@@ -58,13 +61,11 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> None:
     # A copy of this package by another name, as `from src import hermetic`.
     _hook = _hook or getattr(sys.modules.get("hermetic"), "_hook", None)
     if _hook:
-        if _hook.log and allow:  # observed before the stage called this
+        if _hook.log:  # observed before the stage called this
             policy = _hook.policy
-            allow = [*policy.allow, *allow]
+            allow, read = [*policy.allow, *allow], [*policy.read, *read]
             with _hook.paused():
-                _hook.policy = Policy(
-                    policy.declared, policy.scratch, allow, policy.read
-                )
+                _hook.policy = Policy(policy.declared, policy.scratch, allow, read)
         return
     is_inherited, create = FOLDER in os.environ, list[str]()
     if is_inherited:
@@ -72,7 +73,8 @@ def enforce(stage: str | None = None, allow: Sequence[str] = ()) -> None:
     elif declared := declaration(stage):
         folder = os.path.realpath(tempfile.mkdtemp(prefix="hermetic-"))
         found = settings.read(declared)
-        policy = Policy(declared, folder, [*allow, *found.allow], found.read)
+        allow, read = [*allow, *found.allow], [*read, *found.read]
+        policy = Policy(declared, folder, allow, read)
         _hook, create = AuditHook(policy), found.create
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         for name, is_set, value in (v.partition("=") for v in found.environment):

@@ -43,8 +43,8 @@ if os.uname().machine == "x86_64":
     PINNED["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
 
 TRUSTED = (
-    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"),
-    *("OPENSSL_CONF", "SSLKEYLOGFILE"),
+    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "OPENSSL_CONF"),
+    "NETRC",
 )
 """Environment variables that name what a company's network needs."""
 
@@ -81,7 +81,7 @@ def start(stage: str) -> None:
     # of its time would go into searching them for garbage.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)  # no search at exit, either
-    hermetic.enforce(stage, allow=allowed(stage))
+    hermetic.enforce(stage, allow=allowed(stage), read=readable(stage))
     # After `enforce`, which checks that dvc.yaml declares the lock.
     site_packages = os.listdir(sysconfig.get_path("purelib"))
     check_environment(Path(LOCK).read_text("utf-8"), site_packages)
@@ -95,19 +95,26 @@ def pin() -> None:
 
 
 def allowed(stage: str) -> list[str]:
-    """Return what a stage may use beyond what dvc.yaml declares."""
-    places = [f"{CACHE}/", *_library_folders()]
+    """Return what a stage may write and read beyond what dvc.yaml declares."""
+    places = [f"{CACHE}/"]
     if stage == "preprocess":
         places.append(f"{SCRATCH}/")
     if stage == "download":  # its only source: the digest pins the content
         from stages.plumbing import parameters
 
-        places.append(parameters.load(parameters.Download).url)
-        named = (os.environ.get(name) for name in TRUSTED)
-        places += [*filter(None, named), "~/.netrc", "~/_netrc"]
+        keys = os.environ.get("SSLKEYLOGFILE")  # which TLS writes, for Wireshark
+        places += [parameters.load(parameters.Download).url, *filter(None, [keys])]
     if launcher():
         places.append("tcp://")
     return places
+
+
+def readable(stage: str) -> list[str]:
+    """Return what a stage may only read."""
+    if stage != "download":
+        return [*_library_folders()]
+    named = (os.environ.get(name) for name in TRUSTED)
+    return [*_library_folders(), *filter(None, named), "~/.netrc", "~/_netrc"]
 
 
 def _library_folders() -> Iterator[str]:
