@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
@@ -48,14 +49,20 @@ def report_violations(hook: AuditHook, sandbox: Sandbox, *, is_owner: bool) -> N
         previous(kind, error, trace)
 
     def at_exit() -> None:
+        global _is_reported
         hook.is_paused = True
         error = getattr(sys, "last_value", None)  # what ended the program
         violation = find(error)
         if violation and not _is_reported and str(violation) != str(error):
-            sys.excepthook(type(violation), violation, None)
+            _is_reported = True  # first: the stage's own hook may end with os._exit
+            try:
+                sys.excepthook(type(violation), violation, None)
+            except BaseException:
+                sys.__excepthook__(type(violation), violation, None)
         clean_up()
         if violation:
-            sys.stdout.flush()
+            with suppress(Exception):  # the stage may have replaced or closed it
+                sys.stdout.flush()
             exit_now(1)
 
     def _exit(status: int = 0) -> NoReturn:
