@@ -153,6 +153,23 @@ def declared_part(text: str, file: str, keys: Collection[str]) -> str | None:
     suffix = os.path.splitext(file)[1].lower()
     if suffix in (".toml", ".py"):
         return None
+    if suffix == ".json":  # YAML's writer folds long strings, and has other escapes
+        import json
+
+        def kept(values: Any, key: str) -> Any:
+            if any(is_below(key, k) for k in keys) or not isinstance(values, dict):
+                return values
+            paths = {name: _join(key, name) for name in values}
+            return {
+                name: kept(values[name], path)
+                for name, path in paths.items()
+                if any(is_below(path, k) or is_below(k, path) for k in keys)
+            }
+
+        try:
+            return json.dumps(kept(json.loads(text), ""))
+        except ValueError:
+            return text
     import io
 
     from ruamel.yaml import YAML, YAMLError

@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
+import yaml
 from dvc.dependency.param import ParamsDependency, read_param_file
 from dvc.exceptions import DvcException
 from dvc.fs import localfs
@@ -193,3 +194,40 @@ def test_what_is_read_may_be_changed():
 def test_a_key_that_the_file_lacks_is_a_key_error(keys, key):
     with pytest.raises(KeyError, match=r"a\.z"):
         select(keys, key)
+
+
+LONG = "long é 😀 \x07 \\ / \t \n" + "word  " * 50
+TEXTS = {
+    "p.json": json.dumps({"a": {"b": LONG, "c": 1e-05}, "d": 2}, indent="\t"),
+    "p.yaml": f"x: &x {{e: 9}}\na: {{<<: *x, b: {json.dumps(LONG)}, c: 1e-05}}\nd: 2",
+}
+
+
+@pytest.mark.parametrize("file", TEXTS)
+def test_the_declared_part_of_a_parameter_file_has_its_values(file):
+    read = json.loads if file == "p.json" else yaml.safe_load
+    whole = read(TEXTS[file])
+    for keys in ({"a"}, {"a.b"}, {"a.b", "d"}, {"a.c"}):
+        part = read(params.declared_part(TEXTS[file], file, keys) or "")
+        expected = {}
+        for key in keys:
+            above, _, name = key.partition(".")
+            value = whole[above]
+            expected[above] = {name: value[name]} if name else value
+        assert part == expected
+
+
+def test_two_stages_of_one_name_are_told_apart_by_their_dvc_yaml(tmp_path, monkeypatch):
+    write(
+        tmp_path,
+        {
+            ".git/HEAD": "",
+            "dvc.yaml": "stages: {s: {cmd: c, outs: [a]}}",
+            "sub/dvc.yaml": "stages: {s: {cmd: c, wdir: .., outs: [b]}}",
+        },
+    )
+    for address, out in {"s": "a", "sub/dvc.yaml:s": "b"}.items():
+        monkeypatch.setenv("DVC_STAGE", address)
+        found = declaration(folder=tmp_path)
+        assert found
+        assert found.outs == {str(tmp_path / out)}
