@@ -67,7 +67,7 @@ def declaration(
     suffix = "/" + re.sub(r"^(\.\./)+", "", file or "dvc.yaml")
     here = os.path.realpath(folder)
     root = _repository(here)
-    for place in _places(here, root or "/", name):
+    for place in _places(here, root or "/", name, suffix):
         file = os.path.join(place, "dvc.yaml")
         if file.endswith(suffix) and os.path.isfile(file):
             stages = _read_stages(place)
@@ -86,7 +86,7 @@ def pipeline(file: str) -> dict[tuple[str, str], Declaration]:
     return {(file, name): _declaration(name, stages, folder) for name in stages}
 
 
-def _places(here: str, root: str, name: str) -> Iterator[str]:
+def _places(here: str, root: str, name: str, suffix: str) -> Iterator[str]:
     """Yield the folders in which to look for the dvc.yaml of a stage."""
     above = here
     while True:
@@ -99,7 +99,9 @@ def _places(here: str, root: str, name: str) -> Iterator[str]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if "dvc.yaml" in files and (entry := _read_stages(folder).get(name)):
+        if "dvc.yaml" not in files or not f"{folder}/dvc.yaml".endswith(suffix):
+            continue
+        if entry := _read_stages(folder).get(name):
             found += [folder] if _base(entry, folder) == here else []
     if len(found) > 1:
         raise UndeclaredAccess(

@@ -74,7 +74,8 @@ def test_what_is_ignored_is_what_dvc_ignores(tmp_path, name, patterns):
     dep, path = tmp_path / "data/folder", tmp_path / "data/folder" / name
     write(dep, {"sub/x": "", name: ""})
     root = str(tmp_path)
-    declared = Declaration("s", root, root, frozenset({str(dep)}), *[frozenset()] * 2)
+    deps = frozenset({str(dep)})
+    declared = Declaration("s", root, root, deps, frozenset(), frozenset())
     theirs = Repo(root).dvcignore.is_ignored_file(str(path))
     assert (str(path) in Policy(declared, "/scratch").ignored) == theirs
 
