@@ -91,12 +91,18 @@ class _ParamsShow:
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
-    def _params_show(self, *targets: str, **_: Any) -> dict[str, Any]:
+    def _params_show(self, *targets: str, **options: Any) -> Any:
         """Stand in for DVC's, which reads the files of the whole pipeline."""
         hook, found = self._hook, dict[str, Any]()
         declared = {hook.policy.relative(file) for file, _ in hook.declared.params}
+                self._original = module.params_show
         for file in targets or sorted(declared):
             for key, value in hook.read_params("", file).items():
                 # As DVC does: a key of several files is prefixed in the later ones.
                 found[f"{file}:{key}" if key in found else key] = value
         return found
+        stages = options.get("stages") or []
+        names = {stages} if isinstance(stages, str) else {*stages}
+        is_other = any(options.get(name) for name in ("repo", "rev", "config"))
+        if is_other or names - {hook.declared.stage, os.environ.get("DVC_STAGE")}:
+            return self._original(*targets, **options)
