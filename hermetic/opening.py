@@ -32,9 +32,10 @@ def replace_open(hook: AuditHook, sandbox: Sandbox, *, is_owner: bool) -> None:
             path = absolute(os.fsdecode(file))
             if not {*mode} & {*"wax+"}:
                 file = hook.declared_copy(path) or file
-            elif path in sandbox.unnamed:
+            elif path in sandbox.unnamed and "r" not in mode:
                 with hook.paused():
-                    sandbox.link(path)
+                    if sandbox.link(path):
+                        mode = mode.replace("x", "w")  # it is new
         return original(file, mode, *args, **options)
 
     make = os.mkdir
@@ -47,12 +48,20 @@ def replace_open(hook: AuditHook, sandbox: Sandbox, *, is_owner: bool) -> None:
         else:
             make(path, mode, dir_fd=dir_fd)
 
-    builtins.open = io.open = replacement
-    os.mkdir = mkdir
+    builtins.open = io.open = _Function(replacement)
+    os.mkdir = _Function(mkdir)
+    builtins.open.__module__, os.mkdir.__module__ = "io", "os"
     if is_owner and sandbox.is_on:  # it has to report what it finds
         _replace_exec()
     if hook.declared.params:
         sys.meta_path.insert(0, _ParamsShow(hook))
+
+
+class _Function(staticmethod):
+    """A function that is no method in a class, and is pickled by name, as built-in."""
+
+    def __reduce__(self) -> str:
+        return self.__name__
 
 
 def _replace_exec() -> None:
@@ -86,6 +95,7 @@ class _ParamsShow:
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
+                self._original = module.params_show
                 module.params_show = self._params_show  # type: ignore[attr-defined]
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
@@ -94,15 +104,14 @@ class _ParamsShow:
     def _params_show(self, *targets: str, **options: Any) -> Any:
         """Stand in for DVC's, which reads the files of the whole pipeline."""
         hook, found = self._hook, dict[str, Any]()
-        declared = {hook.policy.relative(file) for file, _ in hook.declared.params}
-                self._original = module.params_show
-        for file in targets or sorted(declared):
-            for key, value in hook.read_params("", file).items():
-                # As DVC does: a key of several files is prefixed in the later ones.
-                found[f"{file}:{key}" if key in found else key] = value
-        return found
         stages = options.get("stages") or []
         names = {stages} if isinstance(stages, str) else {*stages}
         is_other = any(options.get(name) for name in ("repo", "rev", "config"))
         if is_other or names - {hook.declared.stage, os.environ.get("DVC_STAGE")}:
             return self._original(*targets, **options)
+        declared = {hook.policy.relative(file) for file, _ in hook.declared.params}
+        for file in targets or sorted(declared):
+            for key, value in hook.read_params("", file).items():
+                # As DVC does: a key of several files is prefixed in the later ones.
+                found[f"{file}:{key}" if key in found else key] = value
+        return found

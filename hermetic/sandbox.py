@@ -112,14 +112,21 @@ class Sandbox:
                     if "." not in name:
                         self.hidden[path] = os.path.join(folder, f".{name}.hermetic")
                         self._make(self.hidden[path])
+                        self._made.append(
+                            self.hidden[path]
+                        )  # that of a killed run, too
 
-    def link(self, path: str) -> None:
-        """Give the prepared file of an out that is about to be created its name."""
+    def link(self, path: str) -> bool:
+        """Give the prepared file of an out its name; return False if that exists."""
         handle = self.unnamed.pop(path)
-        with suppress(OSError):  # it exists already
+        try:
             source = f"/proc/self/fd/{handle}"
             os.link(source, path, src_dir_fd=handle, follow_symlinks=True)
-        os.close(handle)
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return True
 
     def rename(self, path: str) -> None:
         """Give the prepared folder of an out its name."""
