@@ -92,7 +92,7 @@ def _is_ours(script: str) -> bool:
 def _run_script(file: str, arguments: list[str]) -> None:
     sys.argv = [file, *arguments[1:]]
     sys.path[0] = os.path.dirname(os.path.abspath(file))
-    runpy.run_path(file, run_name="__main__")
+    runpy.run_path(os.path.abspath(file), run_name="__main__")  # as __file__ is
 
 
 def _run_child(stage: str, command: list[str]) -> int:
@@ -101,9 +101,10 @@ def _run_child(stage: str, command: list[str]) -> int:
             f"stage {stage} runs {command[0]}, which only the kernel could check, from "
             "Linux 5.13 on: run a Python command"
         )
-    print(
-        f"stage {stage}: {command[0]} is checked by the kernel alone", file=sys.stderr
-    )
+    # With options, Python is a child that runs sitecustomize, unless they forbid that.
+    if not is_python(command[0]) or re.match("-[a-zA-Z]*[EIS]", command[1]):
+        told = f"stage {stage}: {command[0]} is checked by the kernel alone"
+        print(told, file=sys.stderr)
     try:
         child = subprocess.Popen(command)
     except FileNotFoundError:
