@@ -2,6 +2,7 @@
 
 import os
 import re
+import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
@@ -195,7 +196,9 @@ class Policy:
             "platstdlib", vars={"platbase": sys.base_exec_prefix}
         )
         stdlib = [paths["stdlib"], platform]
-        packages = _with_targets([paths["purelib"], paths["platlib"]])
+        # Debian's Python has more than those two.
+        folders = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
+        packages = _with_targets(folders)
         # This package, if `observe` has started it from another environment.
         needed = filter(None, os.environ.get(PATH, "").split(os.pathsep))
         own = _with_targets([os.path.dirname(__file__), *needed])
