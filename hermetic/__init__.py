@@ -92,6 +92,8 @@ def enforce(
     for module in list(sys.modules.values()):
         if isinstance(file := getattr(module, "__file__", None), str):
             hook.check_read(file, is_module=file.endswith(".so"))
+    if not is_inherited:
+        hook.check_redirections()
     _sandbox = sandbox = Sandbox(policy)
     if not is_inherited:
         if not hook.log:

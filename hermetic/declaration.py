@@ -42,6 +42,7 @@ class Declaration(NamedTuple):
     """Deps and outs of the other stages in the same dvc.yaml."""
     folders: frozenset[str] = frozenset()
     """Outs with a trailing slash."""
+    command: str = ""
 
 
 def declaration(
@@ -156,6 +157,7 @@ def _declaration(name: str, stages: dict[str, Any], folder: str) -> Declaration:
         folders=frozenset(
             absolute(name, base) for name in _names(entry, *OUTS) if name[-1:] == "/"
         ),
+        command=str(entry.get("cmd")),
     )
 
 

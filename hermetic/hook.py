@@ -259,6 +259,17 @@ class AuditHook:
                 return
         folder = absolute(os.fsdecode("." if folder is None else folder))
         policy, declared = self.policy, self.declared
+    def check_redirections(self) -> None:
+        """Raise UndeclaredAccess for files that the shell opened for the stage."""
+        for number, sign, check in (
+            (0, "<", self.check_read),
+            (1, ">", self.check_write),
+        ):
+            path = os.path.realpath(f"/proc/self/fd/{number}")
+            # Without a sign in the stage's command, DVC itself was redirected.
+            if sign in self.declared.command and os.path.isfile(path):
+                check(path)
+
         if covering(folder, policy.listable) or not os.path.isdir(folder):
             return
         if os.path.basename(folder) == "__pycache__":
