@@ -30,6 +30,9 @@ CHANGES: dict[str, list[tuple[int, int | None]]] = {
     "os.mkdir": [(0, 2)],
     "os.chmod": [(0, 2)],
     "os.truncate": [(0, None)],
+    "os.utime": [(0, 3)],
+    "os.chown": [(0, 3)],
+    "os.setxattr": [(0, None)],
 }
 LISTINGS = {"os.listdir", "os.scandir"}
 IMPORTERS = {
@@ -121,6 +124,9 @@ class AuditHook:
                 # the event does not name. The kernel knows it.
                 if mode is None and not os.path.isabs(path):
                     if flags & WRITE_FLAGS and self.is_sandboxed:
+                        known = {*self.declared.outs, *self.policy.allowed}
+                        if not covering(absolute(path), known):
+                            self._note_program()  # for the check at the end
                         return
                     if not flags & WRITE_FLAGS and not os.path.isfile(path):
                         return
@@ -155,9 +161,12 @@ class AuditHook:
                     target = os.fsdecode(arguments[0])
                     self.check_read(os.path.join(os.path.dirname(path), target))
 
-    def _check_program(self, event: str) -> None:
+    def _note_program(self) -> None:
         with self.paused(), suppress(OSError):
             Path(self._program_file).touch()
+
+    def _check_program(self, event: str) -> None:
+        self._note_program()
         if not self.is_sandboxed and not (self.log and landlock.version()):
             self._refuse(
                 f"starts a program ({event}), whose file accesses cannot be "
@@ -250,15 +259,6 @@ class AuditHook:
                 path,
             )
 
-    def _check_listing(self, folder: Any) -> None:
-        if next(_callers()).f_globals.get("__name__") in IMPORTERS:
-            return
-        if isinstance(folder, int):  # a file descriptor
-            folder = _in_folder(".", folder)
-            if not folder:
-                return
-        folder = absolute(os.fsdecode("." if folder is None else folder))
-        policy, declared = self.policy, self.declared
     def check_redirections(self) -> None:
         """Raise UndeclaredAccess for files that the shell opened for the stage."""
         for number, sign, check in (
@@ -270,6 +270,19 @@ class AuditHook:
             if sign in self.declared.command and os.path.isfile(path):
                 check(path)
 
+    def _check_listing(self, folder: Any) -> None:
+        caller = next(_callers()).f_globals.get("__name__", "")
+        if caller in IMPORTERS:
+            # Others than the import system may be asked for any folder, as for plugins.
+            around = {folder, os.path.dirname(folder)}
+            if "_bootstrap" in caller or around & {*map(absolute, sys.path)}:
+                return
+        if isinstance(folder, int):  # a file descriptor
+            folder = _in_folder(".", folder)
+            if not folder:
+                return
+        folder = absolute(os.fsdecode("." if folder is None else folder))
+        policy, declared = self.policy, self.declared
         if covering(folder, policy.listable) or not os.path.isdir(folder):
             return
         if os.path.basename(folder) == "__pycache__":
