@@ -12,7 +12,7 @@ from tests.conftest import ROOT, contents, edit, run, succeed
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text("utf-8")
-    for pattern in ("*.md", "docs/*.md", "hermetic/*.md")
+    for pattern in ("*.md", "docs/*.md", "hermetic/README.md")
     for path in ROOT.glob(pattern)
 }
 
