@@ -215,6 +215,8 @@ class Sandbox:
         policy, declared = self._policy, self._declared
         name = policy.relative(path)
         existing = path if os.path.exists(path) else os.path.dirname(path)
+        if os.path.isfile(path) and _is_readable(path):
+            return None
         if not os.access(existing, os.R_OK) or path in policy.temporary_outs:
             return None  # denied by its own file mode
         if out := covering(path, declared.outs):
@@ -244,6 +246,14 @@ class Sandbox:
         for folder in reversed(self._made):
             with suppress(OSError):
                 os.rmdir(folder)
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        with open(path, "rb"):
+            return True
+    except OSError:
+        return False
 
 
 def _may_be_denial(error: BaseException) -> bool:
