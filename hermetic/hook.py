@@ -261,13 +261,11 @@ class AuditHook:
 
     def check_redirections(self) -> None:
         """Raise UndeclaredAccess for files that the shell opened for the stage."""
-        for number, sign, check in (
-            (0, "<", self.check_read),
-            (1, ">", self.check_write),
-        ):
+        for number, check in (0, self.check_read), (1, self.check_write):
             path = os.path.realpath(f"/proc/self/fd/{number}")
-            # Without a sign in the stage's command, DVC itself was redirected.
-            if sign in self.declared.command and os.path.isfile(path):
+            # If the stage's command does not name it, DVC itself was redirected.
+            name = os.path.basename(path)
+            if name in self.declared.command and os.path.isfile(path):
                 check(path)
 
     def _check_listing(self, folder: Any) -> None:
