@@ -23,8 +23,8 @@ WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES: dict[str, list[tuple[int, int | None]]] = {
     # By event: the argument positions of each path and its dir_fd.
     "os.rename": [(0, 2), (1, 3)],
-    "os.link": [(0, 2), (1, 3)],
-    "os.symlink": [(1, 2)],  # its target is a read
+    "os.link": [(1, 3)],  # its target is a read
+    "os.symlink": [(1, 2)],  # as here
     "os.remove": [(0, 1)],
     "os.rmdir": [(0, 1)],
     "os.mkdir": [(0, 2)],
@@ -160,6 +160,8 @@ class AuditHook:
                 if path and event == "os.symlink":
                     target = os.fsdecode(arguments[0])
                     self.check_read(os.path.join(os.path.dirname(path), target))
+                elif path and event == "os.link":
+                    self.check_read(_in_folder(os.fsdecode(arguments[0]), arguments[2]))
 
     def _note_program(self) -> None:
         with self.paused(), suppress(OSError):
@@ -309,7 +311,10 @@ class AuditHook:
         has_out = any(out.startswith(path + os.sep) for out in outs)
         if covering(path, outs) or has_out or path in policy.temporary_outs:
             return
-        if covering(path, [self.declared.root]):
+        root = self.declared.root
+        if covering(path, [f"{root}/.git", f"{root}/.dvc"]):
+            self._undeclared("writes", path, policy.remedy(path), "allow")
+        elif covering(path, [root]):
             self._undeclared("writes", path, 'add "- {}" to its outs', "outs")
         else:
             self._refuse(
