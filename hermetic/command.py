@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import hermetic
 
@@ -27,7 +27,7 @@ PASSED = [
     *("NO_COLOR", "FORCE_COLOR", "CI"),
     # The machine's processors, and the share of a job in them.
     *("CUDA_*", "NVIDIA_*", "HIP_*", "ROCR_*", "SLURM_*", "OMP_*", "MKL_*"),
-    *("OPENBLAS_*", "NUMEXPR_*"),
+    *("OPENBLAS_*", "NUMEXPR_*", "XLA_*", "JAX_*", "TF_*", "KMP_*", "GOMP_*"),
     # A company's network.
     *("*_PROXY", "*_proxy", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 ]
@@ -50,14 +50,21 @@ def run(arguments: list[str]) -> int:
     if not command or (options and (len(options) != 2 or options[0] != "--stage")):
         sys.exit(USAGE)
     stage = options[1] if options else None
-    declared = declaration(stage)
+    observed = hermetic._hook  # these reads are ours, not the stage's
+    try:
+        with observed.paused() if observed else nullcontext():
+            declared = declaration(stage)
+            passed = settings.read(declared).environment if declared else []
+    except UndeclaredAccess as error:
+        sys.exit(str(error))
     if not declared:
         sys.exit(
             "hermetic run does not know the stage: start it by `dvc repro`, or add "
             "--stage NAME"
         )
-    passed = [*PASSED, *settings.read(declared).environment]
-    _restrict_environment(declared.stage, passed)
+    if not shutil.which(command[0]):
+        sys.exit(f"stage {declared.stage}: there is no command {command[0]}")
+    _restrict_environment(declared.stage, [*PASSED, *passed])
     hermetic.enforce(stage)
     if is_python(command[0]) and command[1:2] == ["-m"] and len(command) > 2:
         sys.argv, sys.path[0] = command[2:], os.getcwd()
@@ -102,13 +109,11 @@ def _run_child(stage: str, command: list[str]) -> int:
             "Linux 5.13 on: run a Python command"
         )
     # With options, Python is a child that runs sitecustomize, unless they forbid that.
-    if not is_python(command[0]) or re.match("-[a-zA-Z]*[EIS]", command[1]):
+    if not is_python(command[0]) or re.match("-[a-zA-Z]*[EIS]", "".join(command[1:2])):
         told = f"stage {stage}: {command[0]} is checked by the kernel alone"
         print(told, file=sys.stderr)
     try:
         child = subprocess.Popen(command)
-    except FileNotFoundError:
-        sys.exit(f"stage {stage}: there is no command {command[0]}")
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise

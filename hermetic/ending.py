@@ -91,12 +91,12 @@ def check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
     names = sandbox.undeclared_writes()
     stage = hook.declared.stage
     if not hook.has_started_programs:
-        by_others = {name for name in names if sandbox.is_beside_dvc_yaml(name)}
-        edited = sorted(name for name in by_others if not sandbox.is_record(name))
-        if edited:
-            text = f"another process changed {_list(edited)} while stage {stage} ran"
-            print(f"warning: {text}", file=sys.stderr)
-        names = [name for name in names if name not in by_others]
+        edited = [name for name in names if sandbox.is_edited(name)]
+        if told := [name for name in edited if not sandbox.is_record(name)]:
+            text = f"{_list(told)} changed while stage {stage} ran"
+            by = "another process, or C code of the stage"
+            print(f"warning: {text}, by {by}", file=sys.stderr)
+        names = [name for name in names if name not in edited]
     if not names:
         return None
     return UndeclaredAccess(

@@ -75,6 +75,7 @@ class AuditHook:
         self.is_paused = False
         self._logged: set[tuple[str, str]] = set()
         self._copies: dict[str, str] = {}
+        self._temporary: set[str] = set()
         # A file, because child processes share it.
         self._violation_file = os.path.join(policy.scratch, "violation")
         self._violation = ""
@@ -240,12 +241,20 @@ class AuditHook:
             return  # libraries look for settings; tracebacks, for source
         if covering(real, [declared.root]):
             if path in {file for file, _ in declared.params}:
+                for file, key in declared.params if self.log else ():
+                    if file == path:
+                        self._use(path, key)  # which keys, only the parser knows
                 if not self.log:
                     whole = 'or add "- {}:", all of it, to its params'
                     remedy = f"use hermetic.read_params(KEY), {whole}"
                     self._undeclared("reads", path, remedy)
             elif covering(path, [f"{declared.root}/.git", f"{declared.root}/.dvc"]):
                 self._undeclared("reads", path, policy.remedy(path), "allow")
+            elif os.path.basename(path) == "params.yaml":
+                remedy = (
+                    'add the keys it uses to its params, or "- {}:" for all of them'
+                )
+                self._undeclared("reads", path, remedy, "deps")
             else:
                 self._undeclared("reads", path, 'add "- {}" to its deps', "deps")
         elif is_module:
@@ -310,6 +319,8 @@ class AuditHook:
         # A folder above an out may be created.
         has_out = any(out.startswith(path + os.sep) for out in outs)
         if covering(path, outs) or has_out or path in policy.temporary_outs:
+            return
+        if self.is_sandboxed and self._is_temporary(path):
             return
         root = self.declared.root
         if covering(path, [f"{root}/.git", f"{root}/.dvc"]):
@@ -376,6 +387,22 @@ class AuditHook:
         access = f"reads {key or name}, which dvc.yaml does not declare"
         return self._violate(access, f'add "- {line}" to its params')
 
+    def _is_temporary(self, path: str) -> bool:
+        """Return whether a new file beside an out may be for renaming it to the out.
+
+        What is left of it in the end fails the stage.
+        """
+        folder, name = os.path.split(path)
+        if path in self._temporary or os.path.lexists(path):
+            return path in self._temporary
+        beside = [out for out in self.declared.outs if os.path.dirname(out) == folder]
+        is_named = any(os.path.basename(out) in name for out in beside)
+        caller = next(_callers()).f_globals.get("__name__")
+        if is_named or (beside and caller == "tempfile"):
+            self._temporary.add(path)
+            self._note_program()
+        return path in self._temporary
+
     def read_params(self, key: str, file: str) -> Any:
         """Return what the stage declares at a dotted key of a parameter file."""
         path = absolute(file)
@@ -437,8 +464,8 @@ class AuditHook:
         name = frame.f_code.co_filename
         file = absolute(name)
         is_other = self.policy.is_installed(file, is_module=True)
-        is_own = name == "<string>" or covering(file, [self.declared.root])
-        return file if is_own and not is_other else ""
+        is_own = covering(file, [self.declared.root]) and name[:1] != "<"
+        return file if (is_own or name == "<string>") and not is_other else ""
 
     def _undeclared(self, verb: str, path: str, remedy: str, section: str = "") -> None:
         name = self.policy.relative(path)

@@ -174,9 +174,12 @@ class Policy:
                     # Resolving each of many thousand links would take seconds. Of
                     # those into DVC's cache, the kernel allows the folders.
                     above = target.rpartition(os.sep)[0]
-                    if above not in self.links:
-                        in_cache = IN_CACHE.search(target)
-                        self.links.add(above if in_cache else os.path.realpath(target))
+                    if above in self.links:
+                        continue
+                    if IN_CACHE.search(target):
+                        self.links.add(above)
+                    elif not os.path.isdir(target):  # DVC does not follow it
+                        self.links.add(os.path.realpath(target))
                 elif entry.is_dir():
                     if entry.name == ".dvc":
                         self.ignored.repositories.add(folder)

@@ -176,11 +176,15 @@ class Sandbox:
         changes = self._before.items() ^ dict(self._scan()).items()
         return sorted({self._policy.relative(path) for path, _ in changes})
 
-    def is_beside_dvc_yaml(self, name: str) -> bool:
-        """Return whether a file is writable only because the whole folder is."""
-        folders = self._policy.out_folders
+    def is_edited(self, name: str) -> bool:
+        """Return whether a changed file is no new one, and not in a folder for outs.
+
+        It is beside dvc.yaml, where people work while a stage runs.
+        """
+        path, folders = absolute(name, self._declared.base), self._policy.out_folders
         wide = {folder for folder in folders if covering(self._declared.base, [folder])}
-        return not covering(absolute(name, self._declared.base), folders - wide)
+        is_known = path in self._before or self.is_record(name)
+        return is_known and not covering(path, folders - wide)
 
     def is_record(self, name: str) -> bool:
         """Return whether a file is Git's or DVC's own, as other commands change it."""
@@ -232,6 +236,8 @@ class Sandbox:
                 f"other files: {remedy}, or put its outs in a folder of their own"
             )
         usable = {*policy.deps, *policy.allowed, *policy.prefixes, policy.scratch}
+        if path in policy.allowed and not os.path.lexists(path):
+            return f"may use {name}, but not create it: allow its folder, or create it"
         if covering(path, usable) or covering(path, SYSTEM):
             return None
         if not covering(path, [declared.root]):
