@@ -126,7 +126,7 @@ def _run_child(stage: str, command: list[str]) -> int:
     if status:
         told = "if it was denied a file, add that to the deps or outs of the stage"
         denied = hermetic._sandbox and hermetic._sandbox.denial(
-            filter(os.path.exists, command)
+            filter(os.path.isfile, command)
         )
         print(denied or f"stage {stage}: {command[0]} failed; {told}", file=sys.stderr)
     return status if status >= 0 else 128 - status
