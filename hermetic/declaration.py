@@ -44,6 +44,10 @@ class Declaration(NamedTuple):
     """Outs with a trailing slash."""
     command: str = ""
 
+    def keys(self, file: str) -> set[str]:
+        """Return the keys of a parameter file that are declared."""
+        return {key for of, key in self.params if of == file}
+
 
 def declaration(
     stage: str | None = None, folder: str | Path = "."
@@ -89,12 +93,10 @@ def pipeline(file: str) -> dict[tuple[str, str], Declaration]:
 
 def _places(here: str, root: str, name: str, suffix: str) -> Iterator[str]:
     """Yield the folders in which to look for the dvc.yaml of a stage."""
-    above = here
-    while True:
+    for above in [here, *map(str, Path(here).parents)]:
         yield above
-        if above == root or above == os.path.dirname(above):
+        if above == root:
             break
-        above = os.path.dirname(above)
     if root == "/":
         return
     found = []

@@ -84,7 +84,7 @@ class AuditHook:
             for file, _ in self.declared.params:
                 with suppress(Exception):  # told when the stage reads it
                     self.texts[file] = Path(file).read_bytes()
-                    params.parse(self.texts[file].decode("utf-8-sig"), file)
+                    self._parse(file)
 
     @property
     def violation(self) -> UndeclaredAccess | None:
@@ -240,10 +240,9 @@ class AuditHook:
         if is_missing and not self._is_own_code():
             return  # libraries look for settings; tracebacks, for source
         if covering(real, [declared.root]):
-            if path in {file for file, _ in declared.params}:
-                for file, key in declared.params if self.log else ():
-                    if file == path:
-                        self._use(path, key)  # which keys, only the parser knows
+            if keys := declared.keys(path):
+                for key in keys:
+                    self._use(path, key)  # which keys, only the parser knows
                 if not self.log:
                     whole = 'or add "- {}:", all of it, to its params'
                     remedy = f"use hermetic.read_params(KEY), {whole}"
@@ -352,7 +351,7 @@ class AuditHook:
 
         Returns None for other files, and for one that may be read as it is.
         """
-        keys = {key for file, key in self.declared.params if file == path}
+        keys = self.declared.keys(path)
         if not keys or "*" in keys or covering(path, self.policy.deps) or self.log:
             return None
         if path not in self._copies:
@@ -372,11 +371,10 @@ class AuditHook:
             if not isinstance(cause, LookupError | AttributeError):
                 continue
             for file in self._copies:
-                keys = {key for of, key in self.declared.params if of == file}
-                values = params.parse(self.texts[file].decode("utf-8-sig"), file)
+                keys = self.declared.keys(file)
                 for name in re.findall(r"[\w.-]+", str(cause)):
-                    if found := params.undeclared(values, keys, name):
-                        return self._undeclared_param(found[0], file)
+                    for key in params.undeclared(self._parse(file), keys, name):
+                        return self._undeclared_param(key, file)
         return None
 
     def _undeclared_param(self, key: str, path: str) -> UndeclaredAccess:
@@ -406,24 +404,26 @@ class AuditHook:
     def read_params(self, key: str, file: str) -> Any:
         """Return what the stage declares at a dotted key of a parameter file."""
         path = absolute(file)
-        keys = {declared for of, declared in self.declared.params if of == path}
-
+        keys = self.declared.keys(path)
         if not keys and not self.log:
             raise self._undeclared_param(key, path)
         if path not in self.texts:
             with self.paused():  # raises the error of a file that cannot be read
                 self.texts[path] = Path(path).read_bytes()
-        parsed = params.parse(self.texts[path].decode("utf-8-sig"), path)
-        if self.log and not any(params.is_below(key, declared) for declared in keys):
+        parsed = self._parse(path)
+        if self.log and not params.covers(keys, key):
             self.record("params", f"{self.policy.relative(path)}: {key or '*'}")
             return params.select(parsed, {"*"}, key, KeyError)
         found = params.select(
             parsed, keys, key, lambda key: self._undeclared_param(key, path)
         )
         for declared in keys:
-            if f"{declared}.".startswith(f"{key}." if key else "") or declared == "*":
+            if params.is_below(declared, key) or declared == "*":
                 self._use(path, declared)
         return found
+
+    def _parse(self, file: str) -> Any:
+        return params.parse(self.texts[file].decode("utf-8-sig"), file)
 
     def _use(self, path: str, key: str = "") -> None:
         if self.log:

@@ -2,7 +2,7 @@
 
 import marshal
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from copy import copy, deepcopy
 from functools import lru_cache
@@ -33,13 +33,12 @@ def parse_yaml(text: str, file: str = "") -> Any:
 
 def _kept(file: str) -> str:
     """Return where to keep what a file holds, or nothing outside a DVC repository."""
-    root = os.path.dirname(file)
-    while not os.path.isdir(f"{root}/.dvc/tmp"):
-        if root == os.path.dirname(root):
-            return ""
-        root = os.path.dirname(root)
-    name = file[len(root) + 1 :].replace("%", "%25").replace(os.sep, "%2F")
-    return f"{root}/.dvc/tmp/hermetic/{name}"
+    for root in Path(file).parents if os.path.isabs(file) else ():
+        if (root / ".dvc/tmp").is_dir():
+            name = os.path.relpath(file, root)
+            name = name.replace("%", "%25").replace(os.sep, "%2F")
+            return f"{root}/.dvc/tmp/hermetic/{name}"
+    return ""
 
 
 def _parse_yaml(text: str) -> Any:
@@ -93,7 +92,7 @@ class Params(dict[str, Any]):
         return super().__contains__(name) or self.__missing__(name)
 
     def get(self, name: str, _default: Any = None) -> Any:
-        """Return a value; a default would hide an undeclared key."""
+        """Return a value; the default would hide an undeclared key."""
         return self[name]
 
     setdefault = get
@@ -116,14 +115,14 @@ def select(
     The key `*` declares everything. Raises KeyError if the file lacks the key, and the
     error that `refuse` returns if the key is not declared.
     """
-    if any(is_below(key, declared) for declared in keys):
+    if covers(keys, key):
         return deepcopy(find(values, key))
     below = sorted(declared for declared in keys if is_below(declared, key))
     if not below:
         raise refuse(key)
     found = Params(key, refuse)
     for declared in below:
-        if any(is_below(declared, other) for other in below if other != declared):
+        if covers({*below} - {declared}, declared):
             continue  # a key above it is declared, too
         *sections, name = declared.removeprefix(f"{key}.").split(".")
         section, path = found, key
@@ -143,6 +142,16 @@ def is_below(key: str, above: str) -> bool:
     return above in ("", "*", key) or key.startswith(f"{above}.")
 
 
+def covers(keys: Collection[str], key: str) -> bool:
+    """Return whether `keys` declare all of a dotted key."""
+    return any(is_below(key, declared) for declared in keys)
+
+
+def _touches(keys: Collection[str], key: str) -> bool:
+    """Return whether `keys` declare a dotted key or a part of it."""
+    return covers(keys, key) or any(is_below(declared, key) for declared in keys)
+
+
 def declared_part(text: str, file: str, keys: Collection[str]) -> str | None:
     """Return the text of a parameter file without what `keys` do not declare.
 
@@ -157,14 +166,11 @@ def declared_part(text: str, file: str, keys: Collection[str]) -> str | None:
         import json
 
         def kept(values: Any, key: str) -> Any:
-            if any(is_below(key, k) for k in keys) or not isinstance(values, dict):
+            if covers(keys, key) or not isinstance(values, dict):
                 return values
             paths = {name: _join(key, name) for name in values}
-            return {
-                name: kept(values[name], path)
-                for name, path in paths.items()
-                if any(is_below(path, k) or is_below(k, path) for k in keys)
-            }
+            paths = {name: path for name, path in paths.items() if _touches(keys, path)}
+            return {name: kept(values[name], path) for name, path in paths.items()}
 
         try:
             return json.dumps(kept(json.loads(text), ""))
@@ -178,14 +184,14 @@ def declared_part(text: str, file: str, keys: Collection[str]) -> str | None:
     def part(node: Node, key: str) -> Node:
         if isinstance(node, ScalarNode):
             return copy(node)  # the serializer would mark one used twice
-        if any(is_below(key, k) for k in keys) or not isinstance(node, MappingNode):
+        if covers(keys, key) or not isinstance(node, MappingNode):
             return node
         kept = copy(node)  # another key may have the same node, as *alias
         kept.value = []
         for name, value in node.value:
             # What << merges into a section has its keys in the section.
             path = key if name.value == "<<" else _join(key, name.value)
-            if any(is_below(path, k) or is_below(k, path) for k in keys):
+            if _touches(keys, path):
                 kept.value.append((copy(name), part(value, path)))
         return kept
 
@@ -200,23 +206,16 @@ def declared_part(text: str, file: str, keys: Collection[str]) -> str | None:
     return stream.getvalue()
 
 
-def undeclared(values: Any, keys: Collection[str], name: str) -> list[str]:
-    """Return the dotted keys that end with `name` and that `keys` do not declare."""
-    found = []
-
-    def look(values: Any, key: str) -> None:
-        if isinstance(values, dict):
-            for step, value in values.items():
-                path = _join(key, str(step))
-                if any(is_below(path, declared) for declared in keys):
-                    continue
-                is_meant = name in (step, path)
-                if is_meant and not any(is_below(k, path) for k in keys):
-                    found.append(path)
-                look(value, path)
-
-    look(values, "")
-    return found
+def undeclared(
+    values: Any, keys: Collection[str], name: str, key: str = ""
+) -> Iterator[str]:
+    """Yield the dotted keys below `key` that end with `name` and are not declared."""
+    for step, value in values.items() if isinstance(values, dict) else ():
+        path = _join(key, str(step))
+        if name in (step, path) and not _touches(keys, path):
+            yield path
+        if not covers(keys, path):
+            yield from undeclared(value, keys, name, path)
 
 
 def find(values: Any, key: str) -> Any:
