@@ -88,22 +88,23 @@ def check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
         hook.check_links()
     except UndeclaredAccess as error:
         return error
-    names = sandbox.undeclared_writes()
-    stage = hook.declared.stage
+    paths, stage = sandbox.undeclared_writes(), hook.declared.stage
+
+    def names(paths: list[str]) -> str:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        return hook.policy.relative(paths[0]) + more
+
     if not hook.has_started_programs:
-        edited = [name for name in names if sandbox.is_edited(name)]
-        if told := [name for name in edited if not sandbox.is_record(name)]:
-            text = f"{_list(told)} changed while stage {stage} ran"
+        edited = {path for path in paths if sandbox.is_edited(path)}
+        if told := [path for path in sorted(edited) if not sandbox.is_record(path)]:
+            text = f"{names(told)} changed while stage {stage} ran"
             by = "another process, or C code of the stage"
             print(f"warning: {text}, by {by}", file=sys.stderr)
-        names = [name for name in names if name not in edited]
-    if not names:
+        paths = [path for path in paths if path not in edited]
+    if not paths:
         return None
     return UndeclaredAccess(
-        f"stage {stage} writes {_list(names)}, which dvc.yaml does not declare: "
-        f'add "- {names[0]}" to its outs, or run it again if another process changed it'
+        f"stage {stage} writes {names(paths)}, which dvc.yaml does not declare: "
+        f'add "- {hook.policy.relative(paths[0])}" to its outs, or run it again if '
+        "another process changed it"
     )
-
-
-def _list(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -67,7 +67,6 @@ class AuditHook:
         self.policy, self.declared = policy, policy.declared
         self.log = os.environ.get(RECORD)
         """The path of the log of an observed run."""
-        self._program_file = os.path.join(policy.scratch, "program")
         self.texts = dict(texts or {})
         """Parameter files by path: the kernel may deny reading them later."""
         self.is_sandboxed = False
@@ -76,10 +75,10 @@ class AuditHook:
         self._logged: set[tuple[str, str]] = set()
         self._copies: dict[str, str] = {}
         self._temporary: set[str] = set()
-        # A file, because child processes share it.
+        # Files, because child processes share them.
+        self._program_file = os.path.join(policy.scratch, "program")
         self._violation_file = os.path.join(policy.scratch, "violation")
-        self._violation = ""
-        self._trace = ""  # where it happened, in case that the stage swallows it
+        self._violation = ""  # its text and, after a zero, where it happened
         if texts is None:
             for file, _ in self.declared.params:
                 with suppress(Exception):  # told when the stage reads it
@@ -91,12 +90,12 @@ class AuditHook:
         """The first violation of this process and those that it started."""
         if not self._violation and os.path.exists(self._violation_file):
             with self.paused(), suppress(OSError):
-                text = Path(self._violation_file).read_text("utf-8")
-                self._violation, _, self._trace = text.partition("\n")
+                self._violation = Path(self._violation_file).read_text("utf-8")
         if not self._violation:
             return None
-        violation = UndeclaredAccess(self._violation)
-        violation.__cause__ = UndeclaredAccess(f"swallowed in\n{self._trace}")
+        text, _, trace = self._violation.partition("\0")
+        violation = UndeclaredAccess(text)
+        violation.__cause__ = UndeclaredAccess(f"swallowed in\n{trace}")
         return violation
 
     @property
@@ -141,9 +140,8 @@ class AuditHook:
             if arguments[1]:  # the file of an extension module
                 self.check_read(arguments[1], is_module=True)
         elif event == "os.exec":
-            self._refuse(
-                "replaces itself with another program", "start it with subprocess.run"
-            )
+            access = "replaces itself with another program"
+            self._refuse(access, "start it with subprocess.run")
         elif event in PROGRAMS:
             self._check_program(event)
         elif not self.policy.network:
@@ -188,13 +186,10 @@ class AuditHook:
             if not path.startswith("\0"):  # a name without a file
                 self.check_write(path)
                 return
-        self._refuse(
-            "uses the network",
-            "fetch that in a stage of its own, "
-            f'and add "https://…" to what {settings.PLACE} allows it',
-            "allow",
-            "https://…",
-        )
+        url = "https://…"
+        add = f'add "{url}" to what {settings.PLACE} allows it'
+        remedy = f"fetch that in a stage of its own, and {add}"
+        self._refuse("uses the network", remedy, url)
 
     def check_read(self, path: str, *, is_module: bool = False) -> None:
         """Raise UndeclaredAccess unless the stage may read or import `path`."""
@@ -212,13 +207,15 @@ class AuditHook:
         if place := covering(path, policy.deps):
             dep = policy.deps[place]
             if dep != path and dep + path[len(place) :] in policy.ignored:
-                name = policy.relative(path)
-                hidden = ", which .dvcignore hides from DVC", "correct .dvcignore"
-                if covering(path, policy.ignored.repositories):
-                    hidden = " in another DVC repository, which DVC skips", "move it"
-                self._refuse(
-                    f"reads {name}{hidden[0]}", f"{hidden[1]}, or do without it"
+                where, remedy = (
+                    ", which .dvcignore hides from DVC",
+                    "correct .dvcignore",
                 )
+                if covering(path, policy.ignored.repositories):
+                    where = " in another DVC repository, which DVC skips"
+                    remedy = "move it"
+                access = f"reads {policy.relative(path)}{where}"
+                self._refuse(access, f"{remedy}, or do without it")
             elif self.log:
                 for place, dep in policy.deps.items():
                     if covering(path, [place]):
@@ -229,10 +226,9 @@ class AuditHook:
             return
         if covering(path, declared.outs) or path in policy.out_folders:
             return
-        real = os.path.realpath(path)
         if policy.is_readable(os.path.basename(path)):
             return
-        allowed = {*policy.allowed, *policy.readable, policy.scratch}
+        real, allowed = os.path.realpath(path), policy.allowed | policy.readable
         for found in (path, real):
             if covering(found, allowed) or policy.is_installed(found, is_module):
                 return
@@ -240,22 +236,21 @@ class AuditHook:
         if is_missing and not self._is_own_code():
             return  # libraries look for settings; tracebacks, for source
         if covering(real, [declared.root]):
+            name = policy.relative(path)
+            section, remedy = "deps", f'add "- {name}" to its deps'
             if keys := declared.keys(path):
                 for key in keys:
                     self._use(path, key)  # which keys, only the parser knows
-                if not self.log:
-                    whole = 'or add "- {}:", all of it, to its params'
-                    remedy = f"use hermetic.read_params(KEY), {whole}"
-                    self._undeclared("reads", path, remedy)
-            elif covering(path, [f"{declared.root}/.git", f"{declared.root}/.dvc"]):
-                self._undeclared("reads", path, policy.remedy(path), "allow")
+                if self.log:
+                    return
+                add = f'or add "- {name}:", all of it, to its params'
+                remedy = f"use hermetic.read_params(KEY), {add}"
+            elif covering(path, policy.records):
+                section, remedy = "allow", policy.remedy(path)
             elif os.path.basename(path) == "params.yaml":
-                remedy = (
-                    'add the keys it uses to its params, or "- {}:" for all of them'
-                )
-                self._undeclared("reads", path, remedy, "deps")
-            else:
-                self._undeclared("reads", path, 'add "- {}" to its deps', "deps")
+                add = "add the keys it uses to its params"
+                remedy = f'{add}, or "- {name}:" for all of them'
+            self._undeclared("reads", name, remedy, section)
         elif is_module:
             self._refuse(
                 f"imports {path}, from outside the environment",
@@ -265,7 +260,6 @@ class AuditHook:
             self._refuse(
                 f"reads {path}, outside the repository",
                 f"add a copy of it to its deps, or {policy.remedy(path)}",
-                "allow",
                 path,
             )
 
@@ -290,14 +284,15 @@ class AuditHook:
             if not folder:
                 return
         folder = absolute(os.fsdecode("." if folder is None else folder))
-        policy, declared = self.policy, self.declared
+        policy = self.policy
         if covering(folder, policy.listable) or not os.path.isdir(folder):
             return
         if os.path.basename(folder) == "__pycache__":
             return
-        known = [*declared.deps, *policy.allowed]
+        known = self.declared.deps | policy.allowed
         if folder in policy.out_folders and not covering(folder, known):
-            self._undeclared("reads", folder, 'add "- {}" to its deps', "deps")
+            name = policy.relative(folder)
+            self._undeclared("reads", name, f'add "- {name}" to its deps', "deps")
         else:
             self.check_read(folder)
 
@@ -309,7 +304,7 @@ class AuditHook:
         # Python's own cache, which changes no results.
         if "__pycache__" in (name, os.path.basename(folder)):
             return
-        if covering(path, {*policy.allowed, policy.scratch, *TERMINALS}):
+        if covering(path, {*policy.allowed, *TERMINALS}):
             return
         if covering(path, [SHARED_MEMORY]) and path not in policy.leftovers:
             return
@@ -321,16 +316,15 @@ class AuditHook:
             return
         if self.is_sandboxed and self._is_temporary(path):
             return
-        root = self.declared.root
-        if covering(path, [f"{root}/.git", f"{root}/.dvc"]):
-            self._undeclared("writes", path, policy.remedy(path), "allow")
-        elif covering(path, [root]):
-            self._undeclared("writes", path, 'add "- {}" to its outs', "outs")
+        name = policy.relative(path)
+        if covering(path, policy.records):
+            self._undeclared("writes", name, policy.remedy(path), "allow")
+        elif covering(path, [self.declared.root]):
+            self._undeclared("writes", name, f'add "- {name}" to its outs', "outs")
         else:
             self._refuse(
                 f"writes {path}, outside the repository",
                 f"write to an out or to tempfile's folder, or {policy.remedy(path)}",
-                "allow",
                 path,
             )
 
@@ -340,8 +334,7 @@ class AuditHook:
         DVC records the content of their targets, and would not notice an edit.
         """
         for out in self.declared.outs:
-            links = [out] if os.path.islink(out) else _links(out)
-            for link in links:
+            for link in [out] if os.path.islink(out) else _links(out):
                 target = os.path.join(os.path.dirname(link), os.readlink(link))
                 if not IN_CACHE.search(target):
                     self.check_read(target)
@@ -380,8 +373,7 @@ class AuditHook:
     def _undeclared_param(self, key: str, path: str) -> UndeclaredAccess:
         name = self.policy.relative(path)
         line = f"{name}: [{key}]" if key else f"{name}:"
-        if key and name == "params.yaml":
-            line = key
+        line = key if key and name == "params.yaml" else line
         access = f"reads {key or name}, which dvc.yaml does not declare"
         return self._violate(access, f'add "- {line}" to its params')
 
@@ -391,14 +383,14 @@ class AuditHook:
         What is left of it in the end fails the stage.
         """
         folder, name = os.path.split(path)
-        if path in self._temporary or os.path.lexists(path):
-            return path in self._temporary
-        beside = [out for out in self.declared.outs if os.path.dirname(out) == folder]
-        is_named = any(os.path.basename(out) in name for out in beside)
-        caller = next(_callers()).f_globals.get("__name__")
-        if is_named or (beside and caller == "tempfile"):
-            self._temporary.add(path)
-            self._note_program()
+        if path not in self._temporary and not os.path.lexists(path):
+            outs = map(os.path.split, self.declared.outs)
+            beside = [out for above, out in outs if above == folder]
+            is_named = any(out in name for out in beside)
+            caller = next(_callers()).f_globals.get("__name__")
+            if is_named or (beside and caller == "tempfile"):
+                self._temporary.add(path)
+                self._note_program()
         return path in self._temporary
 
     def read_params(self, key: str, file: str) -> Any:
@@ -467,17 +459,16 @@ class AuditHook:
         is_own = covering(file, [self.declared.root]) and name[:1] != "<"
         return file if (is_own or name == "<string>") and not is_other else ""
 
-    def _undeclared(self, verb: str, path: str, remedy: str, section: str = "") -> None:
-        name = self.policy.relative(path)
+    def _undeclared(self, verb: str, name: str, remedy: str, section: str) -> None:
         access = f"{verb} {name}, which dvc.yaml does not declare"
-        self._refuse(access, remedy.format(name), section, name)
+        self._refuse(access, remedy, name, section)
 
     def _refuse(
-        self, access: str, remedy: str, section: str = "", name: str = ""
+        self, access: str, remedy: str, name: str = "", section: str = "allow"
     ) -> None:
         """Raise UndeclaredAccess, or log it in an observed run."""
         if self.log:
-            self.record(section or "allow", name or access)
+            self.record(section, name or access)
         else:
             raise self._violate(access, remedy)
 
@@ -490,8 +481,8 @@ class AuditHook:
                 import traceback
 
                 stack = traceback.extract_stack(next(_callers(), None))
-                self._trace = "".join(traceback.format_list(stack))
-                text = f"{error}\n{self._trace}".encode("utf-8", "replace")
+                self._violation += "\0" + "".join(traceback.format_list(stack))
+                text = self._violation.encode("utf-8", "replace")
                 Path(self._violation_file).write_bytes(text)
         return error
 

@@ -112,6 +112,8 @@ class Policy:
     ) -> None:
         """Walk the deps once. `scratch` is the folder for temporary files."""
         self.declared, self.scratch = declared, scratch
+        self.records = [f"{declared.root}/{name}" for name in (".git", ".dvc")]
+        """What Git and DVC keep."""
         self.allow, self.read = [*allow], [*read]
         if leftovers is None:
             with suppress(OSError):
@@ -129,20 +131,15 @@ class Policy:
 
     def _set_allowed(self) -> None:
         self.network = any("://" in place for place in self.allow)
-        found = set()
         prefix = [f"{sys.pycache_prefix}/"] if sys.pycache_prefix else []
-        for place in [*self.allow, *prefix]:
-            if "://" not in place:
-                place = os.path.join(self.declared.base, settings.expand(place))
-                if place.endswith(os.sep):
-                    with suppress(OSError):  # on a read-only disk, there is no cache
-                        os.makedirs(place, exist_ok=True)
-                found |= {absolute(place), os.path.realpath(place)}
+        places = [place for place in [*self.allow, *prefix] if "://" not in place]
+        for place in map(self._expand, places):
+            if place.endswith(os.sep):
+                with suppress(OSError):  # on a read-only disk, there is no cache
+                    os.makedirs(place, exist_ok=True)
+        found = self._found(places) | {self.scratch}
         self.readable_names = {n[3:] for n in self.read if n.startswith("**/")}
-        paths = [
-            os.path.join(self.declared.base, settings.expand(p)) for p in self.read
-        ]
-        self.readable = _with_targets(map(absolute, paths))
+        self.readable = self._found(self.read)
         if self.readable_names:
             for folder, folders, names in os.walk(self.declared.root):
                 folders[:] = [n for n in folders if n not in (".git", ".dvc", ".venv")]
@@ -150,6 +147,12 @@ class Policy:
         # Allowing everything in the folder of the stage would leave nothing to enforce.
         self.listable = {p for p in found if covering(self.declared.base, [p])}
         self.allowed = found - self.listable
+
+    def _expand(self, place: str) -> str:
+        return os.path.join(self.declared.base, settings.expand(place))
+
+    def _found(self, places: Iterable[str]) -> set[str]:
+        return _with_targets(absolute(self._expand(place)) for place in places)
 
     def _walk_deps(self) -> None:
         root, deps = self.declared.root, self.declared.deps

@@ -79,7 +79,7 @@ class Sandbox:
             allow(READ, *landlock.except_for(declared.root, folder))
         allow(READ, os.path.dirname(sys.executable), f"{sys.prefix}/pyvenv.cfg")
         allow(READ | WRITE, *policy.library_folders)  # for __pycache__
-        allow(READ | WRITE, *policy.allowed, policy.scratch, "/dev")
+        allow(READ | WRITE, *policy.allowed, "/dev")
         allow(READ, *policy.readable, *policy.editable)
         allow(READ, *policy.deps, *policy.links, *policy.ignored.files)
         allow(READ, *(file for file, key in declared.params if key == "*"))
@@ -110,11 +110,10 @@ class Sandbox:
                     flags = os.O_TMPFILE | os.O_RDWR
                     self.unnamed[path] = os.open(folder, flags, 0o666)
                     if "." not in name:
-                        self.hidden[path] = os.path.join(folder, f".{name}.hermetic")
-                        self._make(self.hidden[path])
-                        self._made.append(
-                            self.hidden[path]
-                        )  # that of a killed run, too
+                        hidden = os.path.join(folder, f".{name}.hermetic")
+                        self.hidden[path] = hidden
+                        self._make(hidden)
+                        self._made.append(hidden)  # that of a killed run, too
 
     def link(self, path: str) -> bool:
         """Give the prepared file of an out its name; return False if that exists."""
@@ -147,7 +146,7 @@ class Sandbox:
         policy, declared = self._policy, self._declared
         skipped = {
             *(*declared.outs, *policy.temporary_outs),
-            *(policy.scratch, *policy.allowed, *policy.readable),
+            *(*policy.allowed, *policy.readable),
             *(*policy.prefixes, *policy.library_folders),
         }
         folders = policy.out_folders
@@ -155,11 +154,9 @@ class Sandbox:
         while todo:
             with suppress(PermissionError), os.scandir(todo.pop()) as entries:
                 for entry in entries:
-                    name = entry.name
                     above = os.path.basename(os.path.dirname(entry.path))
-                    if entry.path in skipped or name in UNCHECKED:
-                        continue
-                    if name in UNCHECKED_BELOW.get(above, ()):
+                    unchecked = UNCHECKED | UNCHECKED_BELOW.get(above, set())
+                    if entry.path in skipped or entry.name in unchecked:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         todo.append(entry.path)
@@ -174,23 +171,22 @@ class Sandbox:
         if not self.is_on:
             return []
         changes = self._before.items() ^ dict(self._scan()).items()
-        return sorted({self._policy.relative(path) for path, _ in changes})
+        return sorted({path for path, _ in changes})
 
-    def is_edited(self, name: str) -> bool:
+    def is_edited(self, path: str) -> bool:
         """Return whether a changed file is no new one, and not in a folder for outs.
 
         It is beside dvc.yaml, where people work while a stage runs.
         """
-        path, folders = absolute(name, self._declared.base), self._policy.out_folders
+        folders = self._policy.out_folders
         wide = {folder for folder in folders if covering(self._declared.base, [folder])}
-        is_known = path in self._before or self.is_record(name)
+        is_known = path in self._before or self.is_record(path)
         return is_known and not covering(path, folders - wide)
 
-    def is_record(self, name: str) -> bool:
+    def is_record(self, path: str) -> bool:
         """Return whether a file is Git's or DVC's own, as other commands change it."""
-        path = absolute(name, self._declared.base)
-        folders = [f"{self._declared.root}/{name}" for name in UNCHECKED_BELOW]
-        return bool(covering(path, folders)) or os.path.basename(path) == "dvc.lock"
+        is_lock = os.path.basename(path) == "dvc.lock"
+        return is_lock or bool(covering(path, self._policy.records))
 
     def explain(self, error: BaseException) -> UndeclaredAccess | None:
         """Return the violation that may have caused an error in C code or a program."""
@@ -219,15 +215,16 @@ class Sandbox:
         policy, declared = self._policy, self._declared
         name = policy.relative(path)
         existing = path if os.path.exists(path) else os.path.dirname(path)
-        if os.path.isfile(path) and _is_readable(path):
-            return None
+        if os.path.isfile(path):
+            with suppress(OSError), open(path, "rb"):
+                return None
         if not os.access(existing, os.R_OK) or path in policy.temporary_outs:
             return None  # denied by its own file mode
         if out := covering(path, declared.outs):
             folder = os.path.dirname(out)
             if not os.access(existing, os.W_OK) or self._has_only_outs(folder):
                 return None
-            folder, out = os.path.dirname(out), policy.relative(out)
+            out = policy.relative(out)
             remedy = f'add "{out}" to create in {settings.PLACE}'
             if out != name:
                 remedy = f'end that out with a slash, "{out}/"'
@@ -235,10 +232,9 @@ class Sandbox:
                 f"can write {name} but not read it back, because its folder holds "
                 f"other files: {remedy}, or put its outs in a folder of their own"
             )
-        usable = {*policy.deps, *policy.allowed, *policy.prefixes, policy.scratch}
         if path in policy.allowed and not os.path.lexists(path):
             return f"may use {name}, but not create it: allow its folder, or create it"
-        if covering(path, usable) or covering(path, SYSTEM):
+        if covering(path, {*policy.deps, *policy.allowed, *policy.prefixes, *SYSTEM}):
             return None
         if not covering(path, [declared.root]):
             return f"uses {path}, outside the repository: {policy.remedy(path)}"
@@ -252,14 +248,6 @@ class Sandbox:
         for folder in reversed(self._made):
             with suppress(OSError):
                 os.rmdir(folder)
-
-
-def _is_readable(path: str) -> bool:
-    try:
-        with open(path, "rb"):
-            return True
-    except OSError:
-        return False
 
 
 def _may_be_denial(error: BaseException) -> bool:
