@@ -10,10 +10,14 @@ USAGE = """usage: hermetic run [--stage NAME] -- COMMAND [ARGUMENT …]
 def main() -> int:
     """Run a command, and return its exit status."""
     match sys.argv[1:]:
-        case ["run", *arguments]:
+        case ["run", "--", name, *arguments]:
             from .command import run
 
-            return run(arguments)
+            return run([name, *arguments])
+        case ["run", "--stage", stage, "--", name, *arguments]:
+            from .command import run
+
+            return run([name, *arguments], stage)
         case ["observe", *targets]:
             from .observe import observe
 

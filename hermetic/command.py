@@ -33,23 +33,14 @@ PASSED = [
 ]
 """The environment variables that a stage gets; pyproject.toml may name more."""
 
-USAGE = "usage: hermetic run [--stage NAME] -- COMMAND [ARGUMENT …]"
 
-
-def run(arguments: list[str]) -> int:
+def run(command: list[str], stage: str | None = None) -> int:
     """Restrict this process to what dvc.yaml declares, then run a command in it.
 
     `python FILE`, `python -m MODULE` and console scripts of this environment run in
     this process; any other command runs as a child, which the kernel restricts. Raises
-    UndeclaredAccess if DVC has not named the stage, and SystemExit.
+    SystemExit if there is no such stage or command.
     """
-    if "--" not in arguments:
-        sys.exit(USAGE)
-    at = arguments.index("--")
-    options, command = arguments[:at], arguments[at + 1 :]
-    if not command or (options and (len(options) != 2 or options[0] != "--stage")):
-        sys.exit(USAGE)
-    stage = options[1] if options else None
     observed = hermetic._hook  # these reads are ours, not the stage's
     try:
         with observed.paused() if observed else nullcontext():
@@ -58,23 +49,22 @@ def run(arguments: list[str]) -> int:
     except UndeclaredAccess as error:
         sys.exit(str(error))
     if not declared:
-        sys.exit(
-            "hermetic run does not know the stage: start it by `dvc repro`, or add "
-            "--stage NAME"
-        )
-    if not shutil.which(command[0]):
+        known = "start it by `dvc repro`, or add --stage NAME"
+        sys.exit(f"hermetic run does not know the stage: {known}")
+    if not (script := shutil.which(command[0])):
         sys.exit(f"stage {declared.stage}: there is no command {command[0]}")
     _restrict_environment(declared.stage, [*PASSED, *passed])
     hermetic.enforce(stage)
-    if is_python(command[0]) and command[1:2] == ["-m"] and len(command) > 2:
-        sys.argv, sys.path[0] = command[2:], os.getcwd()
-        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
-    elif is_python(command[0]) and command[1:] and command[1][0] != "-":
-        _run_script(command[1], command[1:])
-    elif (script := shutil.which(command[0])) and _is_ours(script):
-        _run_script(script, command)
-    else:
-        return _run_child(declared.stage, command)
+    match command[1:] if is_python(command[0]) else []:
+        case ["-m", module, *_]:
+            sys.argv, sys.path[0] = command[2:], os.getcwd()
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case [file, *_] if not file.startswith("-"):
+            _run_script(file, command[1:])
+        case _ if _is_ours(script):
+            _run_script(script, command)
+        case _:
+            return _run_child(declared.stage, command)
     return 0
 
 
@@ -117,18 +107,17 @@ def _run_child(stage: str, command: list[str]) -> int:
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
-        child = subprocess.Popen(["sh", *command])  # as a shell does
+        child = subprocess.Popen(["sh", *command])  # as a shell does, without "#!"
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     status = None
     while status is None:
         with suppress(KeyboardInterrupt):  # the terminal interrupts the child, too
             status = child.wait()
     if status:
-        told = "if it was denied a file, add that to the deps or outs of the stage"
-        denied = hermetic._sandbox and hermetic._sandbox.denial(
-            filter(os.path.isfile, command)
-        )
-        print(denied or f"stage {stage}: {command[0]} failed; {told}", file=sys.stderr)
+        named, sandbox = filter(os.path.isfile, command), hermetic._sandbox
+        add = "if it was denied a file, add that to the deps or outs of the stage"
+        told = f"stage {stage}: {command[0]} failed; {add}"
+        print((sandbox and sandbox.denial(named)) or told, file=sys.stderr)
     return status if status >= 0 else 128 - status
 
 
@@ -151,8 +140,8 @@ def _restrict_environment(stage: str, passed: list[str]) -> None:
         if asked:
             names = ", ".join(sorted(asked))
             remedy = f"add what it needs to environment in {settings.PLACE}"
-            text = f"stage {stage} asked for {names}, which it does not get: {remedy}"
-            print(f"warning: {text}", file=sys.stderr)
+            told = f"stage {stage} asked for {names}, which it does not get: {remedy}"
+            print(f"warning: {told}", file=sys.stderr)
 
     os.environ.__class__ = Environment
     atexit.register(tell)
