@@ -1,13 +1,4 @@
-"""What pyproject.toml allows the stages beyond dvc.yaml, and presets for libraries.
-
-[tool.hermetic]
-presets = ["matplotlib"]            # for every stage
-environment = ["MY_SEED"]           # variables that `hermetic run` passes on
-
-[tool.hermetic.stages.train]        # for one stage
-presets = ["dvclive"]
-allow = ["~/datasets/", "https://example.org"]
-"""
+"""What pyproject.toml allows the stages beyond dvc.yaml, and presets for libraries."""
 
 import os
 import re
@@ -22,33 +13,22 @@ PLACE = "[tool.hermetic] of pyproject.toml"
 
 
 class Settings(NamedTuple):
-    """What a stage may use beyond dvc.yaml. DVC does not notice when it changes.
-
-    In paths, `~`, `$NAME` and `${NAME:-default}` are expanded.
-    """
+    """What a stage may use beyond dvc.yaml; README.md says what each key takes."""
 
     allow: list[str]
-    """Files and folders to read and write, and URLs, any of which allows the network.
-
-    A folder with a trailing slash is created if it is missing.
-    """
     read: list[str]
-    """Files and folders to read; `**/NAME` is every file of that name (`*` is any)."""
     environment: list[str]
-    """Variables that `hermetic run` passes on; `*` stands for any characters.
-
-    NAME=VALUE sets one.
-    """
     create: list[str]
-    """Outs to create before the stage, empty, so that C code may read them again."""
 
 
 CACHE = "${XDG_CACHE_HOME:-~/.cache}"
 CONFIG = "${XDG_CONFIG_HOME:-~/.config}"
-GIT = ["<root>/.git", "~/.gitconfig", f"{CONFIG}/git"]
 PRESETS: dict[str, dict[str, list[str]]] = {
-    # Git would write .git/index only to be faster the next time.
-    "git": {"read": GIT, "environment": ["GIT_OPTIONAL_LOCKS=0"]},
+    "git": {
+        "read": ["<root>/.git", "~/.gitconfig", f"{CONFIG}/git"],
+        # Git would write .git/index only to be faster the next time.
+        "environment": ["GIT_OPTIONAL_LOCKS=0"],
+    },
     "dvclive": {
         "allow": [
             *(".", "<root>/.dvc/tmp/", "<root>/.git", "dvc.yaml"),
@@ -80,13 +60,9 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "environment": [f"MPLCONFIGDIR={CACHE}/hermetic/matplotlib", "MPLBACKEND"],
     },
     "mlflow": {
+        "presets": ["git"],
         "allow": [f"{CONFIG}/mlflow/"],
-        "read": GIT,
-        "environment": [
-            "GIT_OPTIONAL_LOCKS=0",
-            "MLFLOW_*",
-            "MLFLOW_DISABLE_TELEMETRY=true",
-        ],
+        "environment": ["MLFLOW_*", "MLFLOW_DISABLE_TELEMETRY=true"],
     },
     "torch": {
         "allow": [
@@ -114,23 +90,21 @@ def read(declared: Declaration) -> Settings:
         sections.append({"presets": ["matplotlib"]})
     for section in sections:
         for key, names in section.items():
-            if key != "presets" and key not in Settings._fields:
-                known = ", ".join(["presets", *Settings._fields, "stages.NAME"])
-                raise UndeclaredAccess(f"{PLACE} has {key}: it may have {known}")
+            if key not in (known := ["presets", *Settings._fields]):
+                there = f"it may have {', '.join(known)}, stages.NAME"
+                raise UndeclaredAccess(f"{PLACE} has {key}: {there}")
             if not isinstance(names, list):
-                raise UndeclaredAccess(
-                    f"{key} in {PLACE} is no list: write [{names!r}]"
-                )
+                write = f"write [{names!r}]"
+                raise UndeclaredAccess(f"{key} in {PLACE} is no list: {write}")
+            if key != "presets":
+                found_names = [name.replace("<root>", declared.root) for name in names]
+                getattr(found, key).extend(found_names)
+                continue
             for name in names:
-                if key != "presets":
-                    name = name.replace("<root>", declared.root)
-                    getattr(found, key).append(name)
-                elif name in PRESETS:
-                    sections.append(PRESETS[name])
-                else:
-                    raise UndeclaredAccess(
-                        f"{PLACE} has the preset {name}: there are {', '.join(PRESETS)}"
-                    )
+                if name not in PRESETS:
+                    there = f"there are {', '.join(PRESETS)}"
+                    raise UndeclaredAccess(f"{PLACE} has the preset {name}: {there}")
+                sections.append(PRESETS[name])
     return found
 
 
