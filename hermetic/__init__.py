@@ -1,17 +1,6 @@
 """Enforce that a DVC stage reads and writes only what dvc.yaml declares for it.
 
-DVC reruns a stage when something declared in dvc.yaml has changed, but cannot know what
-the stage actually reads. After `enforce`, or in `hermetic run`, reading or importing a
-file in the repository needs a line in `deps`, writing one needs a line in `outs` (or
-`metrics` or `plots`), and reading a parameter needs a line in `params`. Other modules
-must come from the standard library or the stage's environment. The network and files
-outside the repository are forbidden unless they are allowed. The error names the stage,
-the path and the line to add.
-
-Python calls an audit hook (PEP 578) before it opens a file, and the hook may raise. On
-Linux, Landlock also restricts C code and other programs, in the kernel; elsewhere,
-starting programs is forbidden. Neither sees stat or exists. Both catch mistakes, not
-attackers. See README.md.
+See README.md for what that means, how it works and what it does not see.
 """
 
 import marshal
@@ -24,10 +13,9 @@ from typing import Any
 
 from . import params, settings
 from .declaration import Declaration, UndeclaredAccess, declaration, temporary
-from .ending import report_violations
 from .hook import AuditHook
-from .opening import replace_open
 from .policy import Policy
+from .process import replace_open, report_violations
 from .sandbox import Sandbox
 
 __all__ = ["UndeclaredAccess", "enforce", "read_params", "temporary"]
@@ -47,12 +35,9 @@ def enforce(
     """From now on, raise UndeclaredAccess for anything that dvc.yaml does not declare.
 
     The stage is the one that DVC is running, or else `stage`; without either, do
-    nothing. `allow` lists what else the stage may use, at the pipeline owner's risk:
-    files and folders to read and write (`~` is expanded; a folder with a trailing slash
-    is created if missing), and URLs, any of which allows the network. `read` lists what
-    it may only read. [tool.hermetic] in pyproject.toml has both, too. Raises
-    UndeclaredAccess for modules that are already imported; what they have read is
-    unknown, so call this first.
+    nothing. `allow` and `read` list what else the stage may use, as do the keys of
+    [tool.hermetic] in pyproject.toml. Raises UndeclaredAccess for modules that are
+    already imported; what they have read is unknown, so call this first.
 
     After a violation, nothing can be written, and the exit status is 1, even if the
     error is swallowed, here or in a child process.
@@ -105,13 +90,13 @@ def enforce(
         os.environ[FOLDER] = policy.scratch
         others = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{SITE}{os.pathsep}{others}" if others else SITE
-    report_violations(hook, sandbox, is_owner=not is_inherited)
+    report_violations(hook, sandbox)
     tempfile.tempdir = policy.scratch
     if os.environ.get("HERMETIC") == "verbose":
         by = "Python's audit hook" + (" and Landlock" if hook.is_sandboxed else "")
         print(f"stage {declared.stage} is checked by {by}", file=sys.stderr)
     if not hook.log:
-        replace_open(hook, sandbox, is_owner=not is_inherited)
+        replace_open(hook, sandbox)
     sys.addaudithook(hook)
 
 

@@ -72,6 +72,7 @@ class AuditHook:
         self.is_sandboxed = False
         """Whether the kernel restricts this process and the programs it starts."""
         self.is_paused = False
+        self._owner = os.getpid() if texts is None else 0
         self._logged: set[tuple[str, str]] = set()
         self._copies: dict[str, str] = {}
         self._temporary: set[str] = set()
@@ -102,6 +103,10 @@ class AuditHook:
     def has_started_programs(self) -> bool:
         """Whether this process, or one that it forked, has started a program."""
         return os.path.exists(self._program_file)
+
+    def is_owner(self) -> bool:
+        """Return whether this is the process that began to enforce, and no fork."""
+        return os.getpid() == self._owner
 
     @contextmanager
     def paused(self) -> Iterator[None]:
