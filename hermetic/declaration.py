@@ -144,21 +144,16 @@ def _declaration(name: str, stages: dict[str, Any], folder: str) -> Declaration:
         for file, keys in files.items():
             params |= {(absolute(file, base), key) for key in keys or ["*"]}
     others = [other for other_name, other in stages.items() if other_name != name]
+    folders = [out for out in _names(entry, *OUTS) if out.endswith("/")]
     return Declaration(
         stage=name,
         root=_repository(folder) or folder,
         base=base,
-        deps=frozenset(_paths(entry, base, "deps")),
-        outs=frozenset(_paths(entry, base, *OUTS)),
+        deps=_paths(entry, folder, "deps"),
+        outs=_paths(entry, folder, *OUTS),
         params=frozenset(params),
-        others=frozenset(
-            path
-            for other in others
-            for path in _paths(other, _base(other, folder), "deps", *OUTS)
-        ),
-        folders=frozenset(
-            absolute(name, base) for name in _names(entry, *OUTS) if name[-1:] == "/"
-        ),
+        others=frozenset().union(*(_paths(o, folder, "deps", *OUTS) for o in others)),
+        folders=frozenset(absolute(out, base) for out in folders),
         command=str(entry.get("cmd")),
     )
 
@@ -167,8 +162,9 @@ def _base(entry: dict[str, Any], folder: str) -> str:
     return os.path.realpath(os.path.join(folder, entry.get("wdir", ".")))
 
 
-def _paths(entry: dict[str, Any], base: str, *kinds: str) -> Iterator[str]:
-    return (absolute(name, base) for name in _names(entry, *kinds))
+def _paths(entry: dict[str, Any], folder: str, *kinds: str) -> frozenset[str]:
+    base = _base(entry, folder)
+    return frozenset(absolute(name, base) for name in _names(entry, *kinds))
 
 
 def _names(entry: dict[str, Any], *kinds: str) -> Iterator[str]:

@@ -430,7 +430,7 @@ class AuditHook:
         """Log what the stage uses and the line that first did.
 
         `missing` is the section of dvc.yaml that lacks it: deps, outs or params; or
-        else `allow` or `environment`; or nothing if it is declared.
+        else `allow`; or nothing if it is declared.
         """
         if not self.log or (missing, name) in self._logged:
             return

@@ -44,7 +44,7 @@ def observe(targets: list[str]) -> int:
         for remark, line in lines["remarks"].items():
             print(f"stage {name} {remark}" + (line and f" ({line})"), file=sys.stderr)
         table = f"[tool.hermetic.stages.{json.dumps(name)}]\n"
-        for key in filter(lines.get, ("presets", "allow", "environment")):
+        for key in filter(lines.get, ("presets", "allow")):
             values = json.dumps(sorted(lines[key]), ensure_ascii=False)
             print(f"{table}{key} = {values}", file=sys.stderr)
             table = ""
@@ -122,8 +122,7 @@ def _lacking(logged: Lines, declared: Declaration, others: Collection[str]) -> L
     """Return what a stage lacks, as dvc.yaml can say it; `others` are others' outs."""
     base, outs = declared.base, declared.outs
     lines: Lines = defaultdict(dict, {"remarks": {}})
-    for section in ("", "params", "environment"):
-        lines[section] = logged[section]
+    lines |= {section: logged[section] for section in ("", "params")}
     remarks, made, deps = lines["remarks"], dict[str, str](), dict[str, str]()
     read = {absolute(name, base) for name in logged["deps"]}
     written = {absolute(name, base) for name in logged["outs"]}

@@ -197,11 +197,8 @@ class Policy:
         # Leave out one that contains the repository, as /usr contains /usr/src/app.
         root = self.declared.root
         self._prefixes = _slashed(p for p in self.prefixes if not covering(root, [p]))
-        paths = sysconfig.get_paths()
-        platform = sysconfig.get_path(
-            "platstdlib", vars={"platbase": sys.base_exec_prefix}
-        )
-        stdlib = [paths["stdlib"], platform]
+        paths, base = sysconfig.get_paths(), {"platbase": sys.base_exec_prefix}
+        stdlib = [paths["stdlib"], sysconfig.get_path("platstdlib", vars=base)]
         # Debian's Python has more than those two.
         folders = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
         packages = _with_targets(folders)
@@ -209,16 +206,15 @@ class Policy:
         needed = filter(None, os.environ.get(PATH, "").split(os.pathsep))
         own = _with_targets([os.path.dirname(__file__), *needed])
         packages |= {folder for folder in own if not covering(folder, [root])}
-        self._packages = _slashed(packages)
-        self._stdlib = _slashed(_with_targets(stdlib))
-        self.library_folders = [p.rstrip(os.sep) for p in self._packages + self._stdlib]
+        self.library_folders = packages | _with_targets(stdlib)
         # For example, those of the Python that created a virtual environment.
         other = [f"{p}/{name}-packages" for p in stdlib for name in ("site", "dist")]
+        self._stdlib = _slashed(_with_targets(stdlib))
         self._other_packages = _slashed(_with_targets(other))
         # Those in the repository have to be declared, as other modules in it.
         editable = [p for p in _editable(packages) if not covering(p, [root])]
-        self.editable = sorted(_with_targets(editable))
-        self._packages += _slashed(self.editable)
+        self.editable = _with_targets(editable)
+        self._packages = _slashed(packages | self.editable)
 
     def is_installed(self, path: str, is_module: bool) -> bool:
         """Return whether a file is in the environment or the standard library."""

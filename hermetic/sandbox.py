@@ -1,4 +1,4 @@
-"""Sandbox a stage with Landlock; report violations at exit."""
+"""Sandbox a stage with Landlock, and find what it denied or could not deny."""
 
 import os
 import re
@@ -55,10 +55,7 @@ class Sandbox:
             for out in create:
                 Path(self._declared.base, out).touch()
             self._before = dict(self._scan())  # to find changes at exit
-            rules = self._rules()
-            for handle in self.unnamed.values():
-                rules[f"/proc/self/fd/{handle}"] = READ | WRITE
-            self.is_on = landlock.restrict(rules, network=policy.network)
+            self.is_on = landlock.restrict(self._rules(), network=policy.network)
 
     def _make(self, folder: str) -> None:
         if not os.path.isdir(folder):
@@ -95,6 +92,9 @@ class Sandbox:
             if not self._has_only_outs(os.path.dirname(out)):
                 self._prepare(out, temporary(out))
         allow(READ | WRITE, *self.hidden.values())
+        allow(
+            READ | WRITE, *(f"/proc/self/fd/{file}" for file in self.unnamed.values())
+        )
         allow(REMOVE_FOLDER, *map(os.path.dirname, [policy.scratch, *self._made]))
         return rules
 
