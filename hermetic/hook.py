@@ -278,17 +278,18 @@ class AuditHook:
                 check(path)
 
     def _check_listing(self, folder: Any) -> None:
-        caller = next(_callers()).f_globals.get("__name__", "")
-        if caller in IMPORTERS:
-            # Others than the import system may be asked for any folder, as for plugins.
-            around = {folder, os.path.dirname(folder)}
-            if "_bootstrap" in caller or around & {*map(absolute, sys.path)}:
-                return
         if isinstance(folder, int):  # a file descriptor
             folder = _in_folder(".", folder)
             if not folder:
                 return
+        caller = next(_callers()).f_globals.get("__name__", "")
+        if caller in IMPORTERS and "_bootstrap" in caller:
+            return
         folder = absolute(os.fsdecode("." if folder is None else folder))
+        # Others than the import system may be asked for any folder, as for plugins.
+        around = {folder, os.path.dirname(folder)}
+        if caller in IMPORTERS and around & {*map(absolute, sys.path)}:
+            return
         policy = self.policy
         if covering(folder, policy.listable) or not os.path.isdir(folder):
             return
