@@ -13,7 +13,7 @@ KEPT := UV_INDEX% UV_HTTP_% UV_CONCURRENT_% %_INDEX %_INDEX_URL %_FIND_LINKS %_H
 	%_NATIVE_TLS %_PROXY %_KEYRING_PROVIDER %_CONFIG_FILE %_CACHE_DIR %_NO_CACHE %TIMEOUT \
 	%_RETRIES %_OFFLINE %_LINK_MODE %_USE_FEATURE %_NO_PROGRESS \
 	PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED PYTHONIOENCODING PYTHONUTF8
-unexport $(filter-out $(KEPT),$(UNSET))
+unexport $(filter-out $(KEPT),$(UNSET)) CDPATH
 # Let uv trust the system's certificates, as pip does: a corporate proxy may have its own.
 # If there are none, uv uses its bundled ones.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/* /etc/ssl/*.pem /etc/pki/tls/certs/*),1,0)
@@ -74,6 +74,9 @@ help:  ## Show this list
 		{ echo "Python 3.11 to 3.14 is needed: install one and run make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -IB -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -IB -c 'import bz2, ctypes, lzma, sqlite3, ssl' || \
+		{ echo "This Python was built without a module: install the library it needs (pyenv: see \
+	\"Suggested build environment\" in its wiki), and build Python again" >&2; exit 1; }
 	@test -f .venv/pyvenv.cfg || ! test -e .venv -o -L .venv || test -z "$$(ls -A .venv)" || \
 		{ echo ".venv is not a virtual environment: move it away" >&2; exit 1; }
 	@echo "Creating .venv, and installing uv into it"
@@ -93,7 +96,7 @@ UV_TOML := $(BIN)/python -IB tools/uv_settings.py >.venv/uv.toml
 QUIET := $(shell test -t 2 || echo --quiet)
 INSTALL := $(UV_TOML) && $(UV) install --python $(BIN)/python $(QUIET) --require-hashes -r
 
-.venv/installed: .venv/bin/uv requirements.txt
+.venv/installed: requirements.txt .venv/bin/uv
 	@echo "Installing the packages of requirements.txt into .venv"
 	@$(INSTALL) requirements.txt
 	@touch $@

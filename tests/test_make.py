@@ -126,6 +126,7 @@ DROPPED = """
     UV_SYSTEM_PYTHON UV_TARGET UV_PROJECT_ENVIRONMENT UV_CONSTRAINT UV_NO_VERIFY_HASHES
     UV_OF_TOMORROW PIP_USER PIP_TARGET PIP_PYTHON PIP_CONSTRAINT PIP_OF_TOMORROW
     PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONSTARTUP VIRTUAL_ENV
+    CDPATH
 """
 KEPT = """
     UV_INDEX UV_INDEX_URL UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL UV_INDEX_COMPANY_USERNAME
@@ -199,6 +200,13 @@ def test_a_folder_that_is_no_environment_is_left_alone(fakes: Fakes, linked):
     assert fakes.commands()
     assert not (folder / "left over").exists()
     assert (fakes.folder / ".venv").is_symlink() == linked
+
+
+def test_a_python_built_without_a_module_is_refused_before_anything(fakes: Fakes):
+    without = PYTHON.replace("in\n", "in\n    *lzma*) exit 1 ;;\n", 1)
+    script(fakes.bin / "python3", without)
+    assert fakes.commands(fails=True) == []
+    assert not (fakes.folder / ".venv").exists()
 
 
 def test_a_link_to_nothing_is_left_alone(fakes: Fakes):
