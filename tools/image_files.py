@@ -151,12 +151,13 @@ def walk(top: str, left_out: LeftOut) -> Iterator[str | OSError]:
             reason = names.HIDDEN
         elif entry.is_dir(follow_symlinks=False):
             return f"{entry.name}/"
-        elif entry.is_dir():
+        elif entry.is_symlink() and os.path.isdir(entry.path):
             reason = LINK
         elif other := names.find_reason(entry.name):
             left_out.add(other, entry.path, by_extension=True)
             return None
-        elif entry.is_file() or not os.path.exists(entry.path):  # a broken link
+        # Not the methods of `entry`, which raise an error for a loop of links.
+        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             return entry.name
         else:
             reason = NO_FILE

@@ -132,6 +132,7 @@ def motley(tmp_path_factory):
     (gifs / "drawing.svg").write_text("<svg/>")
     (gifs / "cut.png").write_bytes((folder / "0.png").read_bytes()[:60])
     (gifs / "broken link.png").symlink_to("nowhere")
+    (gifs / "loop.png").symlink_to("loop.png")
     os.mkfifo(folder.parent / "pipe")
     (gifs / "pipe.png").symlink_to(folder.parent / "pipe")
     (folder / "linked").symlink_to("photos")
@@ -165,6 +166,7 @@ def test_the_first_run_after_packing_succeeds(built, motley, tmp_path):
         "left out, has 2 frames: save the one that counts: 1 .gif, for example {}/gif",
         "left out, has the mode LAB: save it as RGB or gray: 1 .tif, for example {}/gi",
         "left out, not a regular file: 1, for example {}/gifs/pipe.png",
+        "left out, Too many levels of symbolic links: 1 .png, for example {}/gifs/loop",
         "left out, a link to a folder: 1, for example {}/linked",
         "left out, not in a class folder: 1, for example {}/0.png",
         f"left out, {names.NO_IMAGE}: 1 .txt, for example {{}}/notes.txt",

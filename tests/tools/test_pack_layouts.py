@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import random
 import re
 import sys
@@ -257,6 +258,14 @@ def test_a_table_of_no_use_is_refused(pack, tmp_path, rows, message):
     with pytest.raises(UserError) as caught:
         pack(folder, "--labels", folder / "t.csv")
     assert message in str(caught.value)
+
+
+def test_a_table_from_a_pipe_is_refused(pack, tmp_path):
+    """As in --labels <(sort labels.csv): of what is read twice, the start was lost."""
+    folder = fill(tmp_path / "set", "{}.png")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe, and is read twice: save it to a file"):
+        pack(folder, "--labels", tmp_path / "pipe")
 
 
 def test_a_table_is_offered_where_it_lies(pack, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -124,6 +125,8 @@ def read_header(file: str) -> tuple[str, list[str], list[str]]:
 
     Raises UserError if it lacks one for files or classes.
     """
+    if stat.S_ISFIFO(os.stat(file).st_mode):
+        raise UserError(f"{file} is a pipe, and is read twice: save it to a file")
     with open(file, encoding="utf-8-sig", newline="") as lines:
         first = lines.readline()
     delimiter = max(",;\t", key=first.count)
