@@ -17,6 +17,10 @@ def git(*arguments: str) -> str:
     Raises UserError with Git's own reason if it fails.
     """
     forget_caller()
+    return _run(*arguments)
+
+
+def _run(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], capture_output=True)
     if done.returncode:
         reason = os.fsdecode(done.stderr).strip() or f"exit status {done.returncode}"
@@ -26,8 +30,7 @@ def git(*arguments: str) -> str:
 
 def forget_caller() -> None:
     """Drop the variables that point Git to a repository, for DVC as well."""
-    command = ["git", "rev-parse", "--local-env-vars"]
-    for name in subprocess.check_output(command, text=True).split():
+    for name in _run("rev-parse", "--local-env-vars").split():
         os.environ.pop(name, None)
 
 
@@ -48,7 +51,10 @@ def clone(target: Path) -> Path:
     top = git("rev-parse", "--show-toplevel")
     fetch_missing("HEAD")  # a sparse checkout may lack files
     # Without hooks: one from the user's template may fail, and is not of this commit.
-    git("clone", "--quiet", "--config", "core.hooksPath=/dev/null", top, str(target))
+    # From this disk, even if the user's configuration forbids that.
+    options = ("-c", "protocol.file.allow=always", "-c", "clone.rejectShallow=false")
+    config = ("--config", "core.hooksPath=/dev/null")
+    git(*options, "clone", "--quiet", *config, top, str(target))
     return target / inside
 
 

@@ -1,5 +1,6 @@
 """Git works on this repository, whatever hooks, configuration and owner say."""
 
+import re
 from hashlib import md5
 from pathlib import Path
 
@@ -41,12 +42,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_verify_rebuilds_in_a_hook_and_leaves_the_index_alone(
     project: Path, tmp_path: Path, monkeypatch, capsys
 ):
-    """In a folder of a repository, where a hook that runs after each clone fails."""
+    """In a folder of a repository; a hook fails, and the user forbids all protocols."""
     hook = tmp_path / "template/hooks/post-checkout"
     hook.parent.mkdir(parents=True)
     hook.write_text("#!/bin/sh\nexit 1\n")
     hook.chmod(0o755)
-    config = f"[init]\ntemplateDir = {hook.parents[1]}\n"
+    config = f"[init]\ntemplateDir = {hook.parents[1]}\n[protocol]\nallow = never\n"
     (tmp_path / ".gitconfig").write_text(config, "utf-8")
     (project / "a").write_text("an edit", "utf-8")
     succeed(project, "git", "add", "a")
@@ -62,12 +63,18 @@ def test_verify_rebuilds_in_a_hook_and_leaves_the_index_alone(
 
 
 @pytest.mark.parametrize("run", [verify.main, lambda: compare.load("HEAD")])
-def test_git_itself_says_why_it_refuses_a_repository(project: Path, monkeypatch, run):
+def test_git_itself_says_why_it_refuses_a_repository(
+    project: Path, tmp_path: Path, monkeypatch, run
+):
     with monkeypatch.context() as patch:
         patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
         said = refusal(run)
     assert "dubious ownership" in said
     assert "git config --global --add safe.directory" in said
+    config = tmp_path / ".gitconfig"
+    config.write_text("[user", "utf-8")
+    assert re.search(f"bad config line . in file {config}", refusal(run))
+    config.unlink()
     (project.parents[1] / ".git").rename(project.parents[1] / "git")
     said = refusal(run)
     assert said.startswith("this needs a clone of the repository: ")
