@@ -55,7 +55,11 @@ LAUNCHERS = {
     "JOB_COMPLETION_INDEX": "a Kubernetes job, with jax[k8s] installed",
 }
 
-STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+STOPS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "the terminal was closed",
+}
 _stopped: Stopped | None = None
 
 
@@ -155,9 +159,9 @@ def check_environment(lock: str, installed: Iterable[str]) -> None:
 def explain_errors(command: str) -> None:
     """From now on, print an error the user can fix as one line: `command: error`.
 
-    SIGINT and SIGTERM raise Stopped, which is such an error; in `| head`, the process
-    ends silently. Characters that the terminal cannot encode are printed as backslash
-    escapes.
+    SIGINT, SIGTERM and SIGHUP raise Stopped, which is such an error, unless the caller
+    ignores them, as nohup does; in `| head`, the process ends silently. Characters that
+    the terminal cannot encode are printed as backslash escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -180,7 +184,8 @@ def explain_errors(command: str) -> None:
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for number in STOPS:
-        signal.signal(number, _stop)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 def _name_errors(stream: io.TextIOWrapper) -> None:
@@ -213,7 +218,7 @@ def _unraisable(dropped: Any) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Block SIGINT and SIGTERM: interrupting the import of a C library crashes."""
+    """Block the STOPS: interrupting the import of a C library crashes."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield

@@ -129,7 +129,8 @@ def _wait_for(jobs: Sequence[T], futures: Sequence[Future[None]]) -> Iterator[T]
 def _start_worker(work: Callable[[Any], None]) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this on Ctrl-C
+    for number in (signal.SIGINT, signal.SIGHUP):  # on these, the parent ends this
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, runtime.STOPS)
     threading.Thread(target=_end_with_parent, daemon=True).start()

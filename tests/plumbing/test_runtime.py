@@ -1,6 +1,7 @@
 """Starting a stage by hand: a wrong name or an early signal ends in one line."""
 
 import signal
+import sys
 
 import pytest
 
@@ -81,7 +82,21 @@ def test_a_signal_while_a_stage_is_imported_ends_in_one_line(tree, number, word)
     assert contents(tree, *OUTPUTS) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_the_caller_ignores_is_ignored(monkeypatch, number):
+    """As nohup ignores SIGHUP, and a shell SIGINT for a command that ends in &."""
+    handlers = {number: signal.SIG_IGN}
+    monkeypatch.setattr(signal, "getsignal", lambda n: handlers.get(n, signal.SIG_DFL))
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    for name in ("excepthook", "unraisablehook", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # restores what explain_errors sets
+    runtime.explain_errors("train")
+    assert handlers.pop(number) == signal.SIG_IGN
+    others = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} - {number}
+    assert {n for n in handlers if handlers[n] != signal.SIG_DFL} == others
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_does_not_disturb_the_end(sources, number):
     program = f"""
 import os, signal
