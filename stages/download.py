@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from stages.plumbing.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """The start of the file that Git checks out instead if Git LFS is not installed."""
+WEB_PAGE = re.compile(rb"\s*<(!doctype\s+)?html", re.IGNORECASE)
+"""The start of what a network sends instead of a file until the user has logged in."""
 TIMEOUT = (10, 60)
 """Connect and read timeouts, in seconds."""
 DEADLINE = 3600
@@ -105,9 +108,14 @@ def check_digest(archive: Path, source: str, expected: str) -> None:
     with archive.open("rb") as file:  # read in chunks: it may be larger than memory
         actual = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
-        start = file.read(len(LFS_POINTER))
-    if actual != expected and start == LFS_POINTER:
+        start = file.read(2**10)
+    if actual != expected and start.startswith(LFS_POINTER):
         raise UserError(f"{source} is a pointer: install Git LFS, run git lfs pull")
+    if actual != expected and WEB_PAGE.match(start):
+        raise UserError(
+            f"{source} is a web page, not an archive: open it in a browser to log in, "
+            "or correct download.url"
+        )
     if actual != expected:
         raise UserError(
             f"{source} has SHA-256 {actual}, but download.sha256 is {expected}: "

@@ -55,3 +55,21 @@ def test_in_the_environment_a_missing_module_is_a_bug(tmp_path: Path, monkeypatc
     assert "flax is not installed" in str(errors.one_line(error))
     (tmp_path / ".venv").symlink_to(sys.prefix)
     assert errors.one_line(error) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named '_lzma'", name="_lzma"), "built without"),
+        (
+            RuntimeError("This version of jaxlib was built using AVX instructions, …"),
+            "JAX needs a processor with AVX: use another computer",
+        ),
+    ],
+    ids=["a Python without a module", "an old processor"],
+)
+def test_what_the_computer_lacks_is_one_line(error, said):
+    line = errors.one_line(error)
+    assert line is not None
+    assert said in line
+    assert "activate" not in line

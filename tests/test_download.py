@@ -363,3 +363,13 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
     path.write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 300000\n")
     said = refusal(download.check_digest, path, "digits.tgz", DIGEST)
     assert said.endswith("is a pointer: install Git LFS, run git lfs pull")
+
+
+@pytest.mark.parametrize("start", ["<!DOCTYPE html>", "\n  <html lang='en'>"])
+def test_the_page_of_a_network_to_log_in_to_is_named(tmp_path: Path, start):
+    """With the status 200, so nobody is to write its digest into params.yaml."""
+    path = tmp_path / "archive"
+    path.write_text(f"{start}<title>Welcome</title>")
+    said = refusal(download.check_digest, path, "https://a.example/a.tgz", DIGEST)
+    assert "a.tgz is a web page, not an archive: open it in a browser" in said
+    assert "digest" not in said
