@@ -86,7 +86,7 @@ def test_logits_are_computed_in_float64_block_by_block(monkeypatch, classes):
 def test_a_model_whose_arrays_do_not_fit_together_is_refused(changes):
     line = refusal(load, draw(2, "sigmoid").to_arrays() | changes)
     assert line.startswith("models/model.npz is damaged (")
-    assert line.endswith("run dvc repro")
+    assert "run dvc repro" in line
 
 
 @pytest.mark.parametrize(
