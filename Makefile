@@ -12,7 +12,7 @@ UNSET := $(filter UV_% PIP_% PYTHON% VIRTUAL_ENV%,$(.VARIABLES))
 KEPT := UV_INDEX% UV_HTTP_% UV_CONCURRENT_% %_INDEX %_INDEX_URL %_FIND_LINKS %_HOST %CERT %_CERTS \
 	%_NATIVE_TLS %_PROXY %_KEYRING_PROVIDER %_CONFIG_FILE %_CACHE_DIR %_NO_CACHE %TIMEOUT \
 	%_RETRIES %_OFFLINE %_LINK_MODE %_USE_FEATURE %_NO_PROGRESS \
-	PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED PYTHONIOENCODING PYTHONUTF8
+	PYTHONUNBUFFERED PYTHONIOENCODING PYTHONUTF8
 unexport $(filter-out $(KEPT),$(UNSET)) CDPATH
 # Let uv trust the system's certificates, as pip does: a corporate proxy may have its own.
 # If there are none, uv uses its bundled ones.
@@ -94,7 +94,9 @@ UV := $(BIN)/python -m uv pip --config-file .venv/uv.toml
 UV_TOML := $(BIN)/python -IB tools/uv_settings.py >.venv/uv.toml
 # On a terminal, uv shows its progress.
 QUIET := $(shell test -t 2 || echo --quiet)
-INSTALL := $(UV_TOML) && $(UV) install --python $(BIN)/python $(QUIET) --require-hashes -r
+# Compile bytecode: where Python may not write it, every run would take twice as long.
+INSTALL := $(UV_TOML) && $(UV) install --python $(BIN)/python $(QUIET) --require-hashes \
+	--compile-bytecode -r
 
 .venv/installed: requirements.txt .venv/bin/uv
 	@echo "Installing the packages of requirements.txt into .venv"

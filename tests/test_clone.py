@@ -1,6 +1,8 @@
 """A clone on the machine of another person, with other programs and settings."""
 
 import sys
+from importlib import metadata
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,14 @@ def test_git_converts_no_line_ends(sources: Path, tmp_path: Path):
     assert contents(tmp_path / "x", *folders) == contents(sources, *folders)
     for name in ("params.yaml", "requirements.txt", "dvc.lock"):
         assert (tmp_path / "x" / name).read_bytes() == (sources / name).read_bytes()
+
+
+def test_packages_are_installed_with_their_bytecode():
+    """Where Python may not write it, every run would compile what it imports."""
+    files = [str(file.locate()) for file in metadata.files("jax") or []]
+    modules = [file for file in files if file.endswith(".py")]
+    assert len(modules) > 300
+    assert [m for m in modules if not Path(cache_from_source(m)).exists()] == []
 
 
 TOOLS = ["check", "compare", "cross_validation", "pack", "predict", "verify"]

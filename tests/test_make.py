@@ -92,7 +92,8 @@ def test_make_installs_the_lock_once_then_checks_runs_and_shows(fakes: Fakes):
     assert " -m pip --disable-pip-version-check install " in pip
     assert install == (
         ".venv/bin/python -m uv pip --config-file .venv/uv.toml install "
-        "--python .venv/bin/python --quiet --require-hashes -r requirements.txt"
+        "--python .venv/bin/python --quiet --require-hashes --compile-bytecode "
+        "-r requirements.txt"
     )
     steps = ("tools.check", "dvc repro", "tools.summary")
     assert rest == [f".venv/bin/python -m {step}" for step in steps]
@@ -126,7 +127,7 @@ DROPPED = """
     UV_SYSTEM_PYTHON UV_TARGET UV_PROJECT_ENVIRONMENT UV_CONSTRAINT UV_NO_VERIFY_HASHES
     UV_OF_TOMORROW PIP_USER PIP_TARGET PIP_PYTHON PIP_CONSTRAINT PIP_OF_TOMORROW
     PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONSTARTUP VIRTUAL_ENV
-    CDPATH
+    CDPATH PYTHONDONTWRITEBYTECODE
 """
 KEPT = """
     UV_INDEX UV_INDEX_URL UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL UV_INDEX_COMPANY_USERNAME

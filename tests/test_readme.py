@@ -109,7 +109,8 @@ def test_the_steps_without_make_are_those_of_make():
     (version,) = re.findall(r"UV_VERSION := (\S+)", makefile)
     assert f"pip install uv=={version}\n" in README
     (install,) = re.findall(r"^uv pip install (.*) -r requirements.txt$", README, re.M)
-    (by_make,) = re.findall(r"^INSTALL := \$\(UV\) install (.*) -r$", makefile, re.M)
+    install_line = makefile.replace("\\\n\t", "").partition("\nINSTALL := ")[2]
+    (by_make,) = re.findall(r"^.* && \$\(UV\) install (.*) -r\n", install_line)
     # make sets UV_SYSTEM_CERTS, and is quiet without a terminal.
     by_hand = set(install.split()) - {"--system-certs"}
     assert by_hand == {*by_make.replace("$(BIN)", ".venv/bin").split()} - {"$(QUIET)"}
