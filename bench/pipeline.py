@@ -147,6 +147,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         parent = Path(name).resolve()
         timings = Timings(Clone(parent))
+        if arguments.torch:  # so that it has its bytecode, too
+            timings.clone.run("-m", "bench.in_torch", python=arguments.torch)
         for _ in range(arguments.rounds):
             measure_round(timings, parent, arguments.torch)
     print(heading("Results", "pipeline"))

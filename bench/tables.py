@@ -19,6 +19,7 @@ def heading(title: str, name: str) -> str:
     return (
         f"# {title}\n\nMeasured on {processor}, {os.cpu_count()} cores, at commit "
         f"{commit}, by `python -m bench.{name}`.\n"
+        "All modules were compiled to bytecode before the runs.\n"
     )
 
 
