@@ -47,7 +47,8 @@ def pair_charts(
 
 def epoch_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     """Draw loss and accuracy by epoch, leaving out the untrained model."""
-    drawn = np.unique(np.linspace(1, len(history) - 1, MAX_EPOCHS).astype(int))
+    # Not np.unique, which would import numpy.ma.
+    drawn = sorted({*np.linspace(1, len(history) - 1, MAX_EPOCHS).astype(int)})
 
     def column(name: str) -> list[float]:
         return [history[i][name] for i in drawn]
