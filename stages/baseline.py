@@ -1,17 +1,25 @@
-"""The baseline: classify an image by the nearest mean image."""
+"""The baseline: classify an image by the nearest mean image.
 
-from functools import partial
-from typing import Literal
+In NumPy: importing JAX would take longer than the whole stage.
+"""
 
-import jax
-import jax.numpy as jnp
+from collections.abc import Iterator
+
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 from stages.evaluation import metrics
-from stages.plumbing import artifacts, devices, parameters, tensors
+from stages.plumbing import artifacts, parameters, tensors
 from stages.plumbing.tensors import Split
+
+BLOCK_BYTES = 2**18  # of images at a time: as floats, they fit a processor's cache
+
+
+def blocks(split: Split) -> Iterator[Split]:
+    """Yield a split in blocks: its images are memory-mapped and may exceed memory."""
+    size = max(BLOCK_BYTES // split.images[0].size, 1)
+    for start in range(0, len(split.images), size):
+        yield Split(*(array[start : start + size] for array in split))
 
 
 def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
@@ -20,33 +28,30 @@ def mean_images(train: Split, classes: int) -> NDArray[np.float32]:
     Sums integers, so that the order of summation cannot matter.
     """
     totals = np.zeros((classes, *train.images.shape[1:]), np.int64)
-    # In blocks, since the images are memory-mapped and may exceed memory.
-    size = max(devices.BLOCK_BYTES // train.images[0].size, 1)
-    for start in range(0, len(train.images), size):
-        images, labels = (array[start : start + size] for array in train)
+    for images, labels in blocks(train):
         for label in np.unique(labels):  # few: images are sorted by class
             totals[label] += images[labels == label].sum(0, dtype=np.int64)
     counts = np.bincount(train.labels, minlength=classes)
     return (totals / (255 * counts.reshape(-1, 1, 1, 1))).astype(np.float32)
 
 
-@partial(jax.jit, static_argnames="distance")
-def distances(images: Array, means: Array, distance: Literal["l1", "l2"]) -> Array:
-    """Return the distances (N, K) from uint8 images (N, H, W, C) to means (K, H, W, C).
+def distances(
+    images: NDArray[np.uint8], means: NDArray[np.float32], distance: str
+) -> NDArray[np.float32]:
+    """Return the distances (N, K) from images (N, H, W, C) to means (K, H, W, C).
 
     l1 is the mean absolute difference of the pixels, l2 the root mean square.
     """
-    # As rows: over a last axis of one channel, XLA would take twenty times as long.
-    pixels, mean_pixels = (a.reshape(len(a), -1) for a in (images, means))
+    pixels = images.reshape(len(images), -1) / np.float32(255)
 
-    def to_mean(mean: Array) -> Array:
-        difference = pixels / 255 - mean
-        if distance == "l1":  # static, so decided once, while JAX traces
-            return jnp.abs(difference).mean(1)
-        return jnp.sqrt((difference**2).mean(1))
+    def to_mean(mean: NDArray[np.float32]) -> NDArray[np.float32]:
+        difference = pixels - mean
+        if distance == "l1":
+            return np.abs(difference).mean(1)
+        return np.sqrt((difference**2).mean(1))
 
     # One mean at a time: broadcasting would need an array of (N, K, H·W·C).
-    return jax.lax.map(to_mean, mean_pixels).T
+    return np.stack([to_mean(mean) for mean in means.reshape(len(means), -1)], 1)
 
 
 def main() -> None:
@@ -54,8 +59,9 @@ def main() -> None:
     distance = parameters.load(parameters.Baseline).distance
     train, valid, classes, *_ = tensors.load_tensors()
     means = mean_images(train, len(classes))
-    blocks = [distances(images, means, distance) for images, _ in devices.Blocks(valid)]
-    to_means = np.concatenate(blocks)
+    to_means = np.concatenate(
+        [distances(images, means, distance) for images, _ in blocks(valid)]
+    )
     # For a pair, a higher score favours the first class.
     scores = to_means[:, 1] - to_means[:, 0] if len(classes) == 2 else None
     predicted = to_means.argmin(1)

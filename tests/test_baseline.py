@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
@@ -15,10 +14,10 @@ RANDOM = np.random.default_rng(2)
 
 
 def measure(mnist: Tensors, distance: Literal["l1", "l2"]) -> dict[str, Any]:
-    means = jnp.asarray(baseline.mean_images(mnist.train, 2))
+    means = baseline.mean_images(mnist.train, 2)
     images, labels = mnist.valid
-    predicted = baseline.distances(jnp.asarray(images), means, distance).argmin(1)
-    return metrics.classification_metrics(labels, np.asarray(predicted), mnist.classes)
+    predicted = baseline.distances(images, means, distance).argmin(1)
+    return metrics.classification_metrics(labels, predicted, mnist.classes)
 
 
 @pytest.mark.parametrize("classes", [3, 256])
@@ -50,7 +49,7 @@ def test_distances_equal_scipy(distance, metric, scale):
     """SciPy sums over 30 numbers; here l1 is a mean, and l2 the root of one."""
     images = RANDOM.integers(256, size=(40, 5, 2, 3), dtype=np.uint8)
     means = RANDOM.random((3, 5, 2, 3), np.float32)
-    distances = baseline.distances(jnp.asarray(images), jnp.asarray(means), distance)
+    distances = baseline.distances(images, means, distance)
     expected = cdist(images.reshape(40, -1) / 255, means.reshape(3, -1), metric) / scale
     assert distances.shape == (40, 3)
     np.testing.assert_allclose(distances, expected, rtol=1e-5)

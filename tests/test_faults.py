@@ -245,7 +245,7 @@ LIMITED = """
 import runpy, sys, threading
 def start(thread): raise RuntimeError("can't start new thread")
 threading.Thread.start = start
-sys.argv = ["stages", "baseline"]
+sys.argv = ["stages", "train"]
 runpy.run_module("stages", run_name="__main__")
 """
 
@@ -253,7 +253,7 @@ runpy.run_module("stages", run_name="__main__")
 def test_a_limit_on_threads_is_one_line(unchanged):
     """Before JAX starts its own: it would abort, and print a C++ stack."""
     done = run(unchanged, "python", "-c", LIMITED)
-    line = "baseline: cannot start more processes or threads: raise their limit"
+    line = "train: cannot start more processes or threads: raise their limit"
     assert done.stderr.startswith(line)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
@@ -263,7 +263,7 @@ def test_a_cache_of_compiled_programs_that_cannot_be_written_is_no_matter(clone)
     with tempfile.NamedTemporaryFile(dir=CACHE) as no_folder:
         script = clone / "stages/plumbing/runtime.py"
         edit(script, 'os.path.join(CACHE, "jax")', f'"{no_folder.name}/jax"')
-        done = run(clone, "python", "-m", "stages", "baseline")
+        done = run(clone, "python", "-m", "stages", "train")
     assert (done.returncode, done.stderr) == (0, "")
 
 

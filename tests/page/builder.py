@@ -46,7 +46,7 @@ def build_results(
     params = params or random_params(classes, shape)
     mean = random.random(shape, np.float32)
     trained = TrainedModel(params, mean, [*classes], outputs, decoding)
-    to_means = np.asarray(distances(images, means, distance))
+    to_means = distances(images, means, distance)
     by_model, p = report.predict_trained(valid, trained)
     predictions = {"baseline": report.predict_baseline(to_means), "model": by_model}
     pair = len(classes) == 2

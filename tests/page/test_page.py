@@ -63,7 +63,7 @@ def write(folder: Path, results: render.Results) -> Shown:
     page = folder / "report.html"
     page.write_text(render.render(results), "utf-8")
     images = results.valid.images
-    to_means = np.asarray(distances(images, results.means, results.distance))
+    to_means = distances(images, results.means, results.distance)
     return Shown(page, images, to_means, results.trained)
 
 
