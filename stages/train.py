@@ -27,7 +27,8 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accurac
 STEPS, TOLERANCE = 200, 1e-3
 """Training has converged once the loss falls by less than a share of TOLERANCE in STEPS
 steps, or in two epochs if those take more steps."""
-
+SAMPLE = 2**16
+"""The most training images whose loss and accuracy are measured after each epoch."""
 
 State = tuple[Params, Any]  # the params and optax's optimizer state
 
@@ -132,6 +133,15 @@ def evaluate(
     return np.concatenate(rows, 1).mean(1, dtype=np.float64)
 
 
+def sample(split: Split) -> devices.Blocks:
+    """Return a split's images to evaluate: all, or SAMPLE drawn at random.
+
+    Always the same ones: then the loss of two epochs differs only by the model.
+    """
+    rows = np.random.default_rng(0).permutation(len(split.images))[:SAMPLE]
+    return devices.Blocks(split, np.sort(rows))
+
+
 def window(config: parameters.Train, count: int) -> int:
     """Return the number of epochs, at least two, that take STEPS steps."""
     return max(2, math.ceil(STEPS / (count // config.batch_size)))
@@ -185,12 +195,13 @@ def fit(
     """Train on shuffled minibatches, dropping an incomplete last one.
 
     Returns the params, and a history (epochs + 1, 4) that begins with the untrained
-    model: train loss, train accuracy, valid loss, valid accuracy.
+    model: loss and accuracy on a sample of the training images and on all validation
+    images.
     """
     count, size = len(train.images), config.batch_size
     state = params, jax.jit(sgd(0, config).init)(params)
     state = jax.device_put(state, devices.everywhere())
-    splits = [devices.Blocks(split) for split in (train, valid)]
+    splits = [sample(train), devices.Blocks(valid)]
     history, losses = [], []
 
     def measure() -> None:
@@ -270,7 +281,7 @@ def sensitivity(
     pixel = np.argmax(mean if np.any(mean) else mean_image(train.images))
     nudged = np.array(params[name])
     nudged[pixel] *= np.float32(1.0001)
-    blocks = devices.Blocks(train)
+    blocks = sample(train)
     before, after = (
         evaluate(p, blocks, loss, mean) for p in (params, params | {name: nudged})
     )

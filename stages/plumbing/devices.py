@@ -96,7 +96,8 @@ def shard(rows: NDArray, order: NDArray[np.integer]) -> Array:
         axes[-1] = "device"
         order = np.array_split(order, jax.process_count(), -1)[jax.process_index()]
     sharding = NamedSharding(mesh(), PartitionSpec(*axes))
-    return jax.make_array_from_process_local_data(sharding, rows[order])
+    # np.take is twice as fast as rows[order].
+    return jax.make_array_from_process_local_data(sharding, np.take(rows, order, 0))
 
 
 def everywhere() -> NamedSharding:
@@ -105,21 +106,25 @@ def everywhere() -> NamedSharding:
 
 
 class Blocks:
-    """A split to iterate over in blocks; a small one stays on the devices."""
+    """Rows of a split, by default all, to iterate over in blocks.
 
-    def __init__(self, split: Split) -> None:
+    If they are small, they stay on the devices.
+    """
+
+    def __init__(self, split: Split, rows: NDArray[np.integer] | None = None) -> None:
         self._split = split
+        self._rows = np.arange(len(split.images)) if rows is None else rows
         self._kept: list[Rows] = []
 
     def __iter__(self) -> Iterator[Rows]:
         """Yield blocks of images (N, H, W, C) and labels (N,)."""
         if self._kept:
             return iter(self._kept)
-        images = self._split.images
+        image = self._split.images[0]
         # At least one image per device, however large it is.
-        size = jax.device_count() * max(BLOCK_BYTES // images[0].size, 1)
-        blocks = pieces(self._split, np.arange(len(images)), size)
-        if images.nbytes <= KEPT_BYTES:
+        size = jax.device_count() * max(BLOCK_BYTES // image.size, 1)
+        blocks = pieces(self._split, self._rows, size)
+        if len(self._rows) * image.size <= KEPT_BYTES:
             self._kept = list(blocks)
             return iter(self._kept)
         return blocks
