@@ -62,15 +62,15 @@ def load(content: bytes, name: str) -> Image.Image:
     token = loading.set(name)
     try:
         # With `formats`, no other decoder sees the file.
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if problem := _find_problem(image, content):
-                raise UserError(f"{name}: {problem}")
-            image.load()
-            # Without metadata, skip exif_transpose, which would copy the image.
-            upright = ImageOps.exif_transpose(image) if image.info else image
-            if upright.mode in PREMULTIPLIED:
-                return upright.convert(PREMULTIPLIED[upright.mode])
-            return upright
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if problem := _find_problem(image, content):
+            raise UserError(f"{name}: {problem}")
+        image.load()
+        # Without metadata, skip exif_transpose, which would copy the image.
+        upright = ImageOps.exif_transpose(image) if image.info else image
+        if upright.mode in PREMULTIPLIED:
+            return upright.convert(PREMULTIPLIED[upright.mode])
+        return upright
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -130,7 +130,9 @@ def to_pixels(
     # Pillow has width first.
     if size is not None and image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.atleast_3d(np.asarray(image))  # adds a channel axis to gray
+    # np.asarray(image) takes longer, and gives gray no channel axis.
+    pixels = np.frombuffer(image.tobytes(), np.uint8)
+    return pixels.reshape(image.height, image.width, -1)
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -203,8 +205,8 @@ def _is_deep(image: ImageFile) -> bool:
     if not isinstance(arguments, tuple):
         arguments = (arguments,)
     raw_mode, *rest = arguments or ("",)
-    # I and F are 32-bit integers and floats.
-    if image.mode[0] in "IF" or re.search("^[^B].*;16", str(raw_mode)):
-        return True  # except BGR;16, which has 5, 6 and 5 bits
-    max_values = [n for n in rest if isinstance(n, int)]
-    return image.format == "PPM" and any(n > 255 for n in max_values)
+    # I and F are 32-bit integers and floats. BGR;16 has 5, 6 and 5 bits.
+    if image.mode[0] in "IF" or ";16" in (raw := str(raw_mode)) and raw[0] != "B":
+        return True
+    # Its maximum value is the only integer.
+    return image.format == "PPM" and any(isinstance(n, int) and n > 255 for n in rest)

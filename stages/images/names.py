@@ -1,6 +1,5 @@
 """Derive split, class and sort order of images from their names in an archive."""
 
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -31,6 +30,8 @@ SYSTEM = {
 }
 """What Windows, macOS, Linux and network drives (Synology, QNAP) add, in lower case."""
 AMBIGUOUS = "can be read in two ways"  # an error, not a reason to skip
+NUMBER = re.compile("[0-9]+")
+DOT = re.compile(r"(?<![^/])(\./)+")
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 """Control characters, line separators, and characters that YAML forbids."""
 
@@ -49,11 +50,13 @@ class Folder(NamedTuple):
 def find_folder(
     path: str, splits: Mapping[str, int], labels: Mapping[str, int]
 ) -> Folder | str:
-    """Parse a folder's path, [ROOT/]SPLIT/CLASS[/FOLDERS], or return why to skip it.
+    """Parse a folder's path, [ROOT/]SPLIT/CLASS[/FOLDERS]/, or return why to skip it.
 
-    `splits` and `labels` map folder names to indices.
+    `splits` and `labels` map folder names, in NFC, to indices.
     """
-    parts = path.split("/")
+    if not (path := plain(normalize(path))):
+        return ELSEWHERE
+    parts = path[:-1].split("/")
     if "" in parts or ".." in parts:
         return ODD_PATH
     if any(is_hidden(part) for part in parts):
@@ -77,7 +80,8 @@ def is_hidden(name: str) -> bool:
 
 def find_reason(name: str) -> str | None:
     """Return why a file of this name is no image; None if it may be one."""
-    return REASONS.get(os.path.splitext(name)[1].lower())
+    _, dot, end = name.rpartition(".")
+    return REASONS.get(dot + end.lower())
 
 
 def find_image(
@@ -85,12 +89,12 @@ def find_image(
 ) -> tuple[Folder, str] | str:
     """Return an image's folder and file name, or the reason to skip the member.
 
-    Names are compared in NFC. Raises UserError if the path names two splits or two
-    classes.
+    `find_folder` takes a path that ends with a slash, or is empty. Names are compared
+    in NFC. Raises UserError if the path names two splits or two classes.
     """
-    path = plain(normalize(member))
-    parent, slash, name = path.rpartition("/")
-    folder = find_folder(parent) if slash else ELSEWHERE
+    parent, slash, name = member.replace("\\", "/").rpartition("/")
+    name = normalize(name)
+    folder = find_folder(parent + slash)
     if folder == ODD_PATH or name in ("", ".."):
         return ODD_PATH
     if is_hidden(name):
@@ -107,7 +111,7 @@ def find_image(
 
 def plain(path: str) -> str:
     r"""Return a path with / for \, as from Windows, and without . as a folder."""
-    return re.sub(r"(?<![^/])(\./)+", "", path.replace("\\", "/"))
+    return DOT.sub("", path.replace("\\", "/"))
 
 
 def normalize(name: str) -> str:
@@ -124,12 +128,12 @@ def escape(text: str) -> str:
 
 def natural_order(name: str) -> str:
     """Return a sort key that compares digits as numbers: 2.png before 10.png."""
-
     # One string, not a tuple of parts: preprocess keeps a key per image in memory.
-    def with_length(number: re.Match[str]) -> str:
-        digits = number[0].lstrip("0")
-        # A longer number is larger, so its length comes first. No file name has \0.
-        return f"\0{chr(1 + len(digits))}{digits}"
-
     # The name itself breaks ties between names that differ only in leading zeros.
-    return f"{re.sub('[0-9]+', with_length, name)}\0\0{name}"
+    return f"{NUMBER.sub(_with_length, name)}\0\0{name}"
+
+
+def _with_length(number: re.Match[str]) -> str:
+    digits = number[0].lstrip("0")
+    # A longer number is larger, so its length comes first. No file name has \0.
+    return f"\0{chr(1 + len(digits))}{digits}"

@@ -356,7 +356,7 @@ def test_names_that_preprocess_could_misread_are_packed(here, tmp_path, folders)
     assert labels.keys() == {folder.split("/")[0] for folder in folders}
     kept: Counter[int] = Counter()
     for name in members(here / "data/set.tar"):
-        folder = names.find_folder(name.rpartition("/")[0], splits, labels)
+        folder = names.find_folder(f"{name.rpartition('/')[0]}/", splits, labels)
         assert isinstance(folder, names.Folder)
         kept[folder.label] += 1
     assert kept == dict.fromkeys(range(len(folders)), 12)
