@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
-from itertools import chain, pairwise
+from itertools import chain
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class LeftOut(NamedTuple):
 
 def find_images(
     source: Archive, data: parameters.Data, records: IO[bytes]
-) -> tuple[list[str], NDArray[np.int64], LeftOut]:
+) -> tuple[list[bytes], NDArray[np.int64], LeftOut]:
     """List the images in the archive, and write each one's Entry as a RECORD.
 
     Returns a sort key for each image (split, class, then name in natural order), the
@@ -77,9 +77,10 @@ def find_images(
     keys, counts = [], [[0] * len(labels) for _ in splits]
     found = progress(source.find(select), "find images", "images")
     for ((split, label, inner), name), entry in found:
-        # One string per image: a tuple would take more memory. chr() sorts labels in
-        # numerical order, which their digits would not.
-        keys.append(f"{split}{chr(label)}{names.natural_order(inner + name)}")
+        # chr() sorts labels in numerical order, which their digits would not.
+        key = f"{split}{chr(label)}{names.natural_order(inner + name)}"
+        # A str or a tuple would take more memory. UTF-8 has the same order.
+        keys.append(key.encode("utf-8", "surrogatepass"))
         counts[split][label] += 1
         records.write(RECORD.pack(*entry))
     records.flush()  # the caller memory-maps this file
@@ -117,18 +118,21 @@ def describe_folders(folders: set[str]) -> str:
 
 
 def sort_images(
-    source: Archive, keys: Sequence[str], entries: NDArray[np.int64]
+    source: Archive, keys: Sequence[bytes], entries: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return each image's row (N,) in the order of the keys.
 
     Raises UserError, naming both members, for a duplicate key.
     """
     # By name, not archive order: packing the same files again changes nothing.
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    twice = [(j, i) for i, j in pairwise(order) if keys[i] == keys[j]]
-    if twice:
+    array = np.array(keys, object)
+    order = np.argsort(array, kind="stable")
+    array = array[order]
+    same = np.flatnonzero(array[1:] == array[:-1])
+    if same.size:
         # Of several duplicates, report the first in the archive.
-        second, first = (source.name(Entry(*entries[i].tolist())) for i in min(twice))
+        twice = min(zip(order[same + 1].tolist(), order[same].tolist(), strict=True))
+        second, first = (source.name(Entry(*entries[i].tolist())) for i in twice)
         raise UserError(f"{second}: the archive holds {first} twice: leave one out")
     rows = np.empty(len(keys), np.int64)
     rows[order] = np.arange(len(keys))  # the inverse permutation

@@ -128,7 +128,9 @@ def evaluate(
 ) -> NDArray[np.float64]:
     """Return the mean loss and the accuracy on a split: (2,)."""
     params = jax.device_put(params, devices.everywhere())
-    rows = [eval_step(params, *block, mean, loss=loss) for block in blocks]
+    # Each result awaited: JAX runs asynchronously, and blocks queued ahead would fill
+    # the memory.
+    rows = [np.asarray(eval_step(params, *x, mean, loss=loss)) for x in blocks]
     # In float64: summing many float32 values would lose digits.
     return np.concatenate(rows, 1).mean(1, dtype=np.float64)
 

@@ -131,8 +131,7 @@ def to_pixels(
     if size is not None and image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     # np.asarray(image) takes longer, and gives gray no channel axis.
-    pixels = np.frombuffer(image.tobytes(), np.uint8)
-    return pixels.reshape(image.height, image.width, -1)
+    return np.ndarray((image.height, image.width, len(mode)), np.uint8, image.tobytes())
 
 
 def is_gray(image: Image.Image) -> bool:

@@ -20,7 +20,7 @@ START_TIMEOUT = 60  # seconds
 HEARTBEAT_TIMEOUT = 10  # seconds
 BLOCK_BYTES = 2**21  # of images that each device evaluates at a time
 BATCHES_BYTES = 2**22  # of images sent to the devices at a time for training
-KEPT_BYTES = 2**26  # a split up to this size stays on the devices between epochs
+KEPT_BYTES = 2**24  # a split up to this size stays on the devices between epochs
 
 Rows = tuple[Array, Array]
 """Images (…, H, W, C) and labels (…)."""
