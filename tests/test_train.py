@@ -228,6 +228,23 @@ def test_history_begins_untrained_and_ends_with_the_returned_model(
             np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
+def test_of_many_training_images_the_same_random_sample_is_measured_each_time(
+    monkeypatch,
+):
+    """A model that stays the same has the same loss: within four standard errors."""
+    monkeypatch.setattr(train, "SAMPLE", 100)
+    data = problem(2, 400)
+    _, after, history = fit(data, learning_rate=0.0, epochs=2)
+    np.testing.assert_array_equal(history, history[[0, 0, 0]])
+    loss, accuracy, whole, _ = history[0]
+    images, targets = in_float64(data)
+    p = expit(images @ after["weights"] + after["bias"])
+    losses = -np.log(np.where(targets, p, 1 - p))
+    assert whole == pytest.approx(losses.mean(), rel=1e-5)
+    assert 0 < abs(loss - whole) < 4 * losses.std() / 10
+    assert 100 * accuracy == pytest.approx(round(100 * accuracy))
+
+
 @pytest.mark.parametrize("init_std", [0.5, 0.0])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(init_std):
     """Models that begin at 0 part ways, too: the seed decides the batches."""

@@ -205,7 +205,7 @@ def _is_deep(image: ImageFile) -> bool:
         arguments = (arguments,)
     raw_mode, *rest = arguments or ("",)
     # I and F are 32-bit integers and floats. BGR;16 has 5, 6 and 5 bits.
-    if image.mode[0] in "IF" or ";16" in (raw := str(raw_mode)) and raw[0] != "B":
+    if image.mode[0] in "IF" or (";16" in (raw := str(raw_mode)) and raw[0] != "B"):
         return True
     # Its maximum value is the only integer.
     return image.format == "PPM" and any(isinstance(n, int) and n > 255 for n in rest)
