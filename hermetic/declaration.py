@@ -44,6 +44,11 @@ class Declaration(NamedTuple):
     """Outs with a trailing slash."""
     command: str = ""
 
+    def relative(self, path: str, key: str = "") -> str:
+        """Name a path, or a key of a parameter file, as dvc.yaml does."""
+        name = os.path.relpath(path, self.base)
+        return f"{name}: {key}" if key else name
+
     def keys(self, file: str) -> set[str]:
         """Return the keys of a parameter file that are declared."""
         return {key for of, key in self.params if of == file}

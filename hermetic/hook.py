@@ -219,7 +219,7 @@ class AuditHook:
                 if covering(path, policy.ignored.repositories):
                     where = " in another DVC repository, which DVC skips"
                     remedy = "move it"
-                access = f"reads {policy.relative(path)}{where}"
+                access = f"reads {declared.relative(path)}{where}"
                 self._refuse(access, f"{remedy}, or do without it")
             elif self.log:
                 for place, dep in policy.deps.items():
@@ -241,7 +241,7 @@ class AuditHook:
         if is_missing and not self._is_own_code():
             return  # libraries look for settings; tracebacks, for source
         if covering(real, [declared.root]):
-            name = policy.relative(path)
+            name = declared.relative(path)
             section, remedy = "deps", f'add "- {name}" to its deps'
             if keys := declared.keys(path):
                 for key in keys:
@@ -297,7 +297,7 @@ class AuditHook:
             return
         known = self.declared.deps | policy.allowed
         if folder in policy.out_folders and not covering(folder, known):
-            name = policy.relative(folder)
+            name = self.declared.relative(folder)
             self._undeclared("reads", name, f'add "- {name}" to its deps', "deps")
         else:
             self.check_read(folder)
@@ -322,7 +322,7 @@ class AuditHook:
             return
         if self.is_sandboxed and self._is_temporary(path):
             return
-        name = policy.relative(path)
+        name = self.declared.relative(path)
         if covering(path, policy.records):
             self._undeclared("writes", name, policy.remedy(path), "allow")
         elif covering(path, [self.declared.root]):
@@ -377,7 +377,7 @@ class AuditHook:
         return None
 
     def _undeclared_param(self, key: str, path: str) -> UndeclaredAccess:
-        name = self.policy.relative(path)
+        name = self.declared.relative(path)
         line = f"{name}: [{key}]" if key else f"{name}:"
         line = key if key and name == "params.yaml" else line
         access = f"reads {key or name}, which dvc.yaml does not declare"
@@ -410,7 +410,7 @@ class AuditHook:
                 self.texts[path] = Path(path).read_bytes()
         parsed = self._parse(path)
         if self.log and not params.covers(keys, key):
-            self.record("params", f"{self.policy.relative(path)}: {key or '*'}")
+            self.record("params", self.declared.relative(path, key or "*"))
             return params.select(parsed, {"*"}, key, KeyError)
         found = params.select(
             parsed, keys, key, lambda key: self._undeclared_param(key, path)
@@ -425,9 +425,9 @@ class AuditHook:
 
     def _use(self, path: str, key: str = "") -> None:
         if self.log:
-            self.record("", self.policy.relative(path) + (f": {key}" if key else ""))
+            self.record("", self.declared.relative(path, key))
 
-    def record(self, missing: str, name: str, line: str | None = None) -> None:
+    def record(self, missing: str, name: str) -> None:
         """Log what the stage uses and the line that first did.
 
         `missing` is the section of dvc.yaml that lacks it: deps, outs or params; or
@@ -435,22 +435,20 @@ class AuditHook:
         """
         if not self.log or (missing, name) in self._logged:
             return
-        if line is None:
-            line = self._line() or "cmd"
-            self._logged.add((missing, name))
+        self._logged.add((missing, name))
         import json  # deferred: only an observed run needs it
 
         stage = os.environ.get("DVC_STAGE", self.declared.stage)  # with its dvc.yaml
-        entry = {"stage": stage, "missing": missing, "name": name}
+        entry = {"stage": stage, "missing": missing, "name": name, "line": self._line()}
         with self.paused(), open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(entry | {'line': line})}\n")
+            file.write(f"{json.dumps(entry)}\n")
 
     def _line(self) -> str:
         """Return the innermost current line of the repository's own code."""
         for frame in _callers():
             if file := self._own_file(frame):
-                return f"{self.policy.relative(file)}:{frame.f_lineno}"
-        return ""
+                return f"{self.declared.relative(file)}:{frame.f_lineno}"
+        return "cmd"
 
     def _is_own_code(self) -> bool:
         """Return whether the repository's own code asks, and not a library."""

@@ -122,7 +122,10 @@ def _lacking(logged: Lines, declared: Declaration, others: Collection[str]) -> L
     """Return what a stage lacks, as dvc.yaml can say it; `others` are others' outs."""
     base, outs = declared.base, declared.outs
     lines: Lines = defaultdict(dict, {"remarks": {}})
-    lines |= {section: logged[section] for section in ("", "params")}
+    uses = [(dep, "") for dep in declared.deps] + [*declared.params]
+    names = [declared.relative(path, key) for path, key in uses]
+    lines[""] = {name: logged[""].get(name, "") for name in names}
+    lines["params"] = logged["params"]
     remarks, made, deps = lines["remarks"], dict[str, str](), dict[str, str]()
     read = {absolute(name, base) for name in logged["deps"]}
     written = {absolute(name, base) for name in logged["outs"]}

@@ -161,9 +161,9 @@ class Policy:
         """Targets of the links in deps: DVC may link the files to its cache."""
         self.module_folders = {os.path.dirname(dep) for dep in deps if _is_module(dep)}
         for dep in deps:
-            for above in reversed(Path(dep).parents):
-                if covering(str(above), [root]):
-                    self.ignored.read(str(above))
+            for above in map(str, Path(dep).parents):
+                if covering(above, [root]):
+                    self.ignored.read(above)
             if os.path.isdir(dep):
                 self._walk(dep)
             elif os.path.islink(dep):
@@ -234,10 +234,6 @@ class Policy:
     def is_readable(self, name: str) -> bool:
         """Return whether files of a name may be read wherever they are."""
         return any(fnmatchcase(name, pattern) for pattern in self.readable_names)
-
-    def relative(self, path: str) -> str:
-        """Return a path as dvc.yaml names it."""
-        return os.path.relpath(path, self.declared.base)
 
 
 def _is_module(name: str) -> bool:

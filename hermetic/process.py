@@ -96,7 +96,7 @@ def check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
 
     def names(paths: list[str]) -> str:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        return hook.policy.relative(paths[0]) + more
+        return hook.declared.relative(paths[0]) + more
 
     if not hook.has_started_programs:
         edited = {path for path in paths if sandbox.is_edited(path)}
@@ -109,7 +109,7 @@ def check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
         return None
     return UndeclaredAccess(
         f"stage {stage} writes {names(paths)}, which dvc.yaml does not declare: "
-        f'add "- {hook.policy.relative(paths[0])}" to its outs, or run it again if '
+        f'add "- {hook.declared.relative(paths[0])}" to its outs, or run it again if '
         "another process changed it"
     )
 
@@ -141,9 +141,10 @@ def replace_open(hook: AuditHook, sandbox: Sandbox) -> None:
 
     @functools.wraps(make)
     def mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        if dir_fd is None and absolute(os.fsdecode(path)) in sandbox.hidden:
+        out = absolute(os.fsdecode(path))
+        if dir_fd is None and out in sandbox.hidden:
             with hook.paused():
-                sandbox.rename(absolute(os.fsdecode(path)))
+                os.rename(sandbox.hidden.pop(out), out)
         else:
             make(path, mode, dir_fd=dir_fd)
 
@@ -208,7 +209,7 @@ class _ParamsShow:
         is_other = any(options.get(name) for name in ("repo", "rev", "config"))
         if is_other or names - {hook.declared.stage, os.environ.get("DVC_STAGE")}:
             return self._original(*targets, **options)
-        declared = {hook.policy.relative(file) for file, _ in hook.declared.params}
+        declared = {hook.declared.relative(file) for file, _ in hook.declared.params}
         for file in targets or sorted(declared):
             for key, value in hook.read_params("", file).items():
                 # As DVC does: a key of several files is prefixed in the later ones.

@@ -127,10 +127,6 @@ class Sandbox:
             os.close(handle)
         return True
 
-    def rename(self, path: str) -> None:
-        """Give the prepared folder of an out its name."""
-        os.rename(self.hidden.pop(path), path)
-
     def _has_only_outs(self, folder: str) -> bool:
         """Return whether a folder holds nothing but outs of this stage."""
         declared = self._declared
@@ -213,7 +209,7 @@ class Sandbox:
     def _denial(self, path: str) -> str | None:
         """Describe the denied access to a file that an error names, or return None."""
         policy, declared = self._policy, self._declared
-        name = policy.relative(path)
+        name = declared.relative(path)
         existing = path if os.path.exists(path) else os.path.dirname(path)
         if os.path.isfile(path):
             with suppress(OSError), open(path, "rb"):
@@ -224,7 +220,7 @@ class Sandbox:
             folder = os.path.dirname(out)
             if not os.access(existing, os.W_OK) or self._has_only_outs(folder):
                 return None
-            out = policy.relative(out)
+            out = declared.relative(out)
             remedy = f'add "{out}" to create in {settings.PLACE}'
             if out != name:
                 remedy = f'end that out with a slash, "{out}/"'
