@@ -49,7 +49,11 @@ def changed_by_rebuild(
     for path in outputs(folder, *stages):
         (folder / path).unlink()
     cache = repr(str(folder.parent / "jax"))
-    edit(folder / "stages/plumbing/runtime.py", 'os.path.join(sys.prefix, "cache")', cache)
+    edit(
+        folder / "stages/plumbing/runtime.py",
+        'os.path.join(sys.prefix, "cache")',
+        cache,
+    )
     for stage in stages:
         command = [*prefix, sys.executable, "-m", "stages", stage]
         succeed(folder, *command, **variables)
