@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from pathlib import Path
 
 from . import settings
@@ -85,12 +85,16 @@ def _matcher(patterns: list[str]) -> Match:
 
     Its argument is a relative path; that of a folder ends with a slash.
     """
-    if all(re.fullmatch(r"[\w.-]+/?", pattern) for pattern in patterns):
+    # The common case, names alone, without pathspec, which takes long to import.
+    if all(re.fullmatch(r"\\?(?!.*\*\*)[\w.*?~#-]+/?", p) for p in patterns):
+        globs = [pattern.removeprefix("\\") for pattern in patterns]
+        of_all = [glob for glob in globs if not glob.endswith("/")]
+        found = [re.compile("|".join(map(translate, of_all)) or "(?!)")]
+        found += [re.compile("|".join(translate(glob.rstrip("/")) for glob in globs))]
 
-        def match(path: str) -> bool | None:  # the common case, without pathspec
+        def match(path: str) -> bool | None:
             name = path.rstrip(os.sep).rpartition(os.sep)[2]
-            is_folder = path.endswith(os.sep)
-            return name in patterns or (is_folder and f"{name}/" in patterns) or None
+            return bool(found[path.endswith(os.sep)].match(name)) or None
 
         return match
     from pathspec import GitIgnoreSpec

@@ -63,12 +63,14 @@ IGNORED = {
 NAMES = [
     *("a.log", "keep.log", "c", "c/x", "name", "names", "name/x", "folder/x", "folder"),
     *("x/x", "sub/a.log", "sub/b.log", "sub/c.png", "d.png", "sub/folder/x"),
-    "sub/name",
+    *("sub/name", "sub/#a#", "sub/.#a", "sub/.b"),
 ]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("patterns", [IGNORED, {".dvcignore": "name\nfolder/\nc.png"}])
+@pytest.mark.parametrize(
+    "patterns", [IGNORED, {".dvcignore": "name\nfolder/\n*.png\n?.log\n\\#*#\n.#*\n"}]
+)
 def test_what_is_ignored_is_what_dvc_ignores(tmp_path, name, patterns):
     write(tmp_path, {".dvc/config": "[core]\nno_scm = true\n", **patterns})
     dep, path = tmp_path / "data/folder", tmp_path / "data/folder" / name
