@@ -61,7 +61,7 @@ def enforce(
         allow, read = [*allow, *found.allow], [*read, *found.read]
         policy = Policy(declared, folder, allow, read)
         _hook, create = AuditHook(policy), found.create
-        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        os.environ["TMPDIR"] = folder
         for name, is_set, value in (v.partition("=") for v in found.environment):
             if is_set:
                 os.environ[name] = settings.expand(value)

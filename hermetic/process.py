@@ -31,13 +31,9 @@ def report_violations(hook: AuditHook, sandbox: Sandbox) -> None:
     def find(error: BaseException | None) -> UndeclaredAccess | None:
         if hook.log:
             return None
-        if violation := hook.violation:
-            return violation
-        if error and (violation := hook.explain(error)):
-            return violation
         if error:
-            return sandbox.explain(error) if hook.is_sandboxed else None
-        return check_outs(hook, sandbox) if hook.is_owner() else None
+            return hook.violation or hook.explain(error) or sandbox.explain(error)
+        return hook.violation or _check_outs(hook, sandbox)
 
     def excepthook(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -83,11 +79,13 @@ def report_violations(hook: AuditHook, sandbox: Sandbox) -> None:
     atexit.register(at_exit)
 
 
-def check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
+def _check_outs(hook: AuditHook, sandbox: Sandbox) -> UndeclaredAccess | None:
     """Return the violation of a stage that succeeded: what it wrote beside its outs.
 
     If only other processes can have written that, warns of it.
     """
+    if not hook.is_owner():
+        return None
     try:
         hook.check_links()
     except UndeclaredAccess as error:
