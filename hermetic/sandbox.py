@@ -91,10 +91,8 @@ class Sandbox:
         for out in declared.outs:
             if not self._has_only_outs(os.path.dirname(out)):
                 self._prepare(out, temporary(out))
-        allow(READ | WRITE, *self.hidden.values())
-        allow(
-            READ | WRITE, *(f"/proc/self/fd/{file}" for file in self.unnamed.values())
-        )
+        unnamed = (f"/proc/self/fd/{handle}" for handle in self.unnamed.values())
+        allow(READ | WRITE, *self.hidden.values(), *unnamed)
         allow(REMOVE_FOLDER, *map(os.path.dirname, [policy.scratch, *self._made]))
         return rules
 
@@ -148,10 +146,10 @@ class Sandbox:
         folders = policy.out_folders
         todo = [f for f in folders if not covering(f, folders - {f})]
         while todo:
-            with suppress(PermissionError), os.scandir(todo.pop()) as entries:
+            above = os.path.basename(folder := todo.pop())
+            unchecked = UNCHECKED | UNCHECKED_BELOW.get(above, set())
+            with suppress(PermissionError), os.scandir(folder) as entries:
                 for entry in entries:
-                    above = os.path.basename(os.path.dirname(entry.path))
-                    unchecked = UNCHECKED | UNCHECKED_BELOW.get(above, set())
                     if entry.path in skipped or entry.name in unchecked:
                         continue
                     if entry.is_dir(follow_symlinks=False):
