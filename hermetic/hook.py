@@ -80,6 +80,8 @@ class AuditHook:
         self._program_file = os.path.join(policy.scratch, "program")
         self._violation_file = os.path.join(policy.scratch, "violation")
         self._violation = ""  # its text and, after a zero, where it happened
+        self.is_to_report = texts is None
+        """Whether to report the violation: a Python started later reports its own."""
         if texts is None:
             for file, _ in self.declared.params:
                 with suppress(Exception):  # told when the stage reads it
@@ -479,6 +481,7 @@ class AuditHook:
     def _violate(self, access: str, remedy: str) -> UndeclaredAccess:
         """Return an error; keep the first one, as later ones may follow from it."""
         error = UndeclaredAccess(f"stage {self.declared.stage} {access}: {remedy}")
+        self.is_to_report = True
         if not self.violation:
             self._violation = str(error)
             with self.paused(), suppress(OSError):

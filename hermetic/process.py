@@ -53,7 +53,8 @@ def report_violations(hook: AuditHook, sandbox: Sandbox) -> None:
         hook.is_paused = True
         error = getattr(sys, "last_value", None)  # what ended the program
         violation = find(error)
-        if violation and not _is_reported and str(violation) != str(error):
+        is_to_report = hook.is_to_report and not _is_reported
+        if violation and is_to_report and str(violation) != str(error):
             _is_reported = True  # first: the stage's own hook may end with os._exit
             try:
                 sys.excepthook(type(violation), violation, None)
