@@ -114,12 +114,12 @@ def _run_child(stage: str, command: list[str]) -> int:
         with suppress(KeyboardInterrupt):  # the terminal interrupts the child, too
             status = child.wait()
     if status:
-        named, sandbox = filter(os.path.isfile, command), hermetic._sandbox
-        add = "if it was denied a file, add that to the deps or outs of the stage, or, "
-        add += (
-            f"for an out that it reads as it writes it, to create in {settings.PLACE}"
+        told = (
+            f"stage {stage}: {command[0]} failed; if it was denied a file, add that to "
+            "the deps or outs of the stage, or, for an out that it reads as it writes "
+            f"it, to create in {settings.PLACE}"
         )
-        told = f"stage {stage}: {command[0]} failed; {add}"
+        named, sandbox = filter(os.path.isfile, command), hermetic._sandbox
         print((sandbox and sandbox.denial(named)) or told, file=sys.stderr)
     return status if status >= 0 else 128 - status
 

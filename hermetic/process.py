@@ -140,12 +140,13 @@ def replace_open(hook: AuditHook, sandbox: Sandbox) -> None:
 
     @functools.wraps(make)
     def mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        out = absolute(os.fsdecode(path))
-        if dir_fd is None and out in sandbox.hidden:
-            with hook.paused():
-                os.rename(sandbox.hidden.pop(out), out)
-        else:
-            make(path, mode, dir_fd=dir_fd)
+        if sandbox.hidden and dir_fd is None:
+            out = absolute(os.fsdecode(path))
+            if out in sandbox.hidden:
+                with hook.paused():
+                    os.rename(sandbox.hidden.pop(out), out)
+                return
+        make(path, mode, dir_fd=dir_fd)
 
     builtins.open = io.open = _Function(replacement)
     os.mkdir = _Function(mkdir)
