@@ -109,6 +109,18 @@ def test_a_tiff_that_pillow_would_misread_is_refused(content, problem):
     assert problem in error(content, color="rgb", background=0)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_plain_png_is_decoded_as_by_image_open(channels, monkeypatch):
+    """Each row has another of PNG's five filters."""
+    lines = RANDOM.integers(256, size=(10, 1 + 5 * channels), dtype=np.uint8)
+    lines[:, 0] = [*range(5), *range(5)]
+    content = png(5, 10, 8, 0 if channels == 1 else 2, lines.tobytes())
+    color = "rgb" if channels == 3 else None
+    expected = np.asarray(Image.open(io.BytesIO(content)))
+    monkeypatch.delattr(Image, "open")
+    assert (decode(content, color=color) == expected).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gray_pixels_are_decoded_as_saved(kind):
     content = save(Image.fromarray(GRAY), kind)
