@@ -3,8 +3,10 @@
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +146,30 @@ def find_archive(url: str) -> Path | None:
     return Path(url)
 
 
+def sources(config: parameters.Download) -> dict[str, tuple[str, str]]:
+    """Return the URL and the digest of each archive, by the path to write it to."""
+    paths = [artifacts.ARCHIVE]
+    if not isinstance(config.url, str):
+        paths = artifacts.numbered(artifacts.ARCHIVE, len(config.url))
+    return dict(zip(paths, config.digests.items(), strict=True))
+
+
 def main() -> None:
-    """Write data/archive."""
+    """Write data/archive: a file or, for a list of archives, a folder of files."""
     config = parameters.load(parameters.Download)
-    with tempfile.TemporaryDirectory() as folder:
-        archive = find_archive(config.url)
-        if not archive:
-            archive = Path(folder, "archive")
-            fetch(config.url, archive)
-        check_digest(archive, config.url, config.sha256)
-        # Copied even if local, so that preprocess can depend on one fixed path.
-        artifacts.publish({artifacts.ARCHIVE: archive})
+    remove_folder = partial(shutil.rmtree, artifacts.ARCHIVE, ignore_errors=True)
+    remove_folder()  # as DVC does: the list may have been longer
+    try:
+        # The first one last: preprocess refuses a folder without it.
+        for path, (url, digest) in reversed(sources(config).items()):
+            with tempfile.TemporaryDirectory() as folder:
+                archive = find_archive(url)
+                if not archive:
+                    archive = Path(folder, "archive")
+                    fetch(url, archive)
+                check_digest(archive, url, digest)
+                # Copied even if local, so that preprocess depends on a fixed path.
+                artifacts.publish({path: archive})
+    except BaseException:  # Ctrl-C, too, must leave no part of a folder
+        remove_folder()
+        raise

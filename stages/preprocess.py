@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.images import names
-from stages.images.archive import Archive, Entry
+from stages.images.archive import Archives, Entry
 from stages.images.decode import is_gray, load, to_pixels
 from stages.plumbing import artifacts, parameters, runtime, tensors, workers
 from stages.plumbing.errors import UserError
@@ -31,7 +31,7 @@ CONVERTED = {
     "rgb": "gray, given three equal channels",
 }
 """What `preprocess` counts, by data.color."""
-RECORD = struct.Struct("7q")
+RECORD = struct.Struct("8q")
 """An Entry as bytes: a Python object would take five times the memory."""
 MIN_CHUNK, MAX_CHUNK = 8, 256
 """Bounds on the number of images per worker job."""
@@ -48,7 +48,7 @@ class LeftOut(NamedTuple):
 
 
 def find_images(
-    source: Archive, data: parameters.Data, records: IO[bytes]
+    source: Archives, data: parameters.Data, records: IO[bytes]
 ) -> tuple[list[bytes], NDArray[np.int64], LeftOut]:
     """List the images in the archive, and write each one's Entry as a RECORD.
 
@@ -118,7 +118,7 @@ def describe_folders(folders: set[str]) -> str:
 
 
 def sort_images(
-    source: Archive, keys: Sequence[bytes], entries: NDArray[np.int64]
+    source: Archives, keys: Sequence[bytes], entries: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return each image's row (N,) in the order of the keys.
 
@@ -132,15 +132,15 @@ def sort_images(
     if same.size:
         # Of several duplicates, report the first in the archive.
         twice = min(zip(order[same + 1].tolist(), order[same].tolist(), strict=True))
-        second, first = (source.name(Entry(*entries[i].tolist())) for i in twice)
-        raise UserError(f"{second}: the archive holds {first} twice: leave one out")
+        second, first = (source.label(Entry(*entries[i].tolist())) for i in twice)
+        raise UserError(f"{second}: duplicate of {first}: leave one out")
     rows = np.empty(len(keys), np.int64)
     rows[order] = np.arange(len(keys))  # the inverse permutation
     return rows
 
 
 def read_images(
-    source: Archive,
+    source: Archives,
     entries: NDArray[np.int64],
     rows: NDArray[np.int64],
     decoding: Decoding,
@@ -158,7 +158,7 @@ def read_images(
     converted = np.frombuffer(mmap.mmap(-1, count), np.bool_)
 
     def decode_entry(i: int, entry: Entry) -> tuple[str, NDArray[np.uint8]]:
-        name = source.name(entry)
+        name = source.label(entry)
         image = load(source.load(entry), name)
         converted[i] = is_gray(image) == (decoding.color == "rgb")
         return name, to_pixels(image, name, **options)
@@ -195,13 +195,13 @@ def read_images(
         for _ in progress(decoded, "decode images", "images", count):
             pass  # the images are in the file; this raises the workers' errors
     if found := int(converted.sum()):
-        example = source.name(Entry(*entries[converted.argmax()].tolist()))
+        example = source.label(Entry(*entries[converted.argmax()].tolist()))
         print(f"{CONVERTED[str(decoding.color)]}: {found}, for example {example}")
     return np.asarray(np.memmap(file, np.uint8, "r", shape=(count, *first.shape)))
 
 
 def read_names(
-    source: Archive, entries: NDArray[np.int64], rows: Iterable[int]
+    source: Archives, entries: NDArray[np.int64], rows: Iterable[int]
 ) -> NDArray[np.uint8]:
     """Return the names of some images as UTF-8 (B,), each on a line of its own.
 
@@ -240,12 +240,15 @@ def decoding_of(data: parameters.Data) -> Decoding:
 def read_splits(
     path: str, data: parameters.Data
 ) -> tuple[Split, Split, NDArray[np.uint8]]:
-    """Read both splits of an archive, and the names of the validation images."""
+    """Read both splits of an archive, or of a folder of numbered archives.
+
+    The third value has the names of the validation images.
+    """
     with (  # scratch files, since an archive may be larger than memory
         artifacts.scratch() as spool,
         artifacts.scratch() as records,
         artifacts.scratch() as pixels,
-        Archive(path, spool) as source,
+        Archives(path, spool) as source,
     ):
         keys, counts, left_out = find_images(source, data, records)
         check_counts(counts, left_out, data)

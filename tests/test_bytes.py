@@ -203,9 +203,9 @@ def test_verify_takes_an_archive_that_is_not_in_git_from_the_working_tree(
     for name in here:
         (working / name).write_text(name, "utf-8")
     if isinstance(used, str):
-        assert used in refusal(verify.link_archive, working, tree)
+        assert used in refusal(verify.link_archives, working, tree)
         return
-    verify.link_archive(working, tree)
+    verify.link_archives(working, tree)
     linked = [str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_symlink()]
     assert linked == [url] * (used is not None)
     for name in linked:

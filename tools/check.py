@@ -21,26 +21,30 @@ SECTIONS = [*parameters.Section.__subclasses__(), parameters.settings(model.init
 
 
 def check_archive() -> None:
-    """Raise UserError unless download.url names an archive with the right digest.
+    """Raise UserError unless download.url names archives with the right digests.
 
     An http(s) URL is not fetched. A local archive may be missing if dvc.lock has its
     digest: DVC then takes the download's output from the cache or the remote.
     """
-    params = parameters.load(parameters.Download)
-    path = os.path.realpath(params.url)
+    for url, digest in parameters.load(parameters.Download).digests.items():
+        _check_archive(url, digest)
+
+
+def _check_archive(url: str, digest: str) -> None:
+    path = os.path.realpath(url)
     for stage, out in _outs():
         both_exist = os.path.exists(path) and os.path.exists(out)
         same = both_exist and os.path.samefile(path, out)
         if same or f"{path}/".startswith(f"{os.path.realpath(out)}/"):
             raise UserError(
-                f"download.url: {params.url} is an output of the stage {stage}, which "
+                f"download.url: {url} is an output of the stage {stage}, which "
                 "DVC deletes before it starts the stage: copy the archive elsewhere, "
                 "and write that path"
             )
     if not os.path.exists(path) and _locked("download"):
         return
-    if archive := download.find_archive(params.url):
-        download.check_digest(archive, params.url, params.sha256)
+    if archive := download.find_archive(url):
+        download.check_digest(archive, url, digest)
 
 
 def check_loss() -> None:

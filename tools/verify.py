@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from stages import download
-from stages.plumbing import artifacts, parameters, runtime
+from stages.plumbing import parameters, runtime
 from stages.plumbing.errors import UserError
 from tools import git
 
@@ -87,19 +87,23 @@ def is_rebuilt(verdicts: Collection[str], machine: str) -> bool:
     return not any("DIFFERENT" in verdict for verdict in verdicts)
 
 
-def link_archive(root: Path, clone: Path) -> None:
-    """Link a local archive that is not in Git into the clone; say so.
+def link_archives(root: Path, clone: Path) -> None:
+    """Link the local archives that are not in Git into the clone; say so.
 
     data/archive, which a DVC remote has, serves as well: the rebuild checks the digest.
     Raises UserError if the working tree has neither.
     """
     with chdir(clone):
-        url = parameters.load(parameters.Download).url
-    if "://" in url or (clone / url).exists():
-        return
+        sources = download.sources(parameters.load(parameters.Download))
+    for output, (url, _) in sources.items():
+        if "://" not in url and not (clone / url).exists():
+            _link_archive(root, clone, url, output)
+
+
+def _link_archive(root: Path, clone: Path, url: str, output: str) -> None:
     with chdir(root):
-        has_output = not Path(url).is_file() and Path(artifacts.ARCHIVE).is_file()
-        found = artifacts.ARCHIVE if has_output else download.find_archive(url)
+        has_output = not Path(url).is_file() and Path(output).is_file()
+        found = output if has_output else download.find_archive(url)
     target = Path(os.path.normpath(clone / url))
     if not target.is_relative_to(clone):
         raise UserError(
@@ -115,7 +119,7 @@ def main() -> int:
     root = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         clone = git.clone(Path(folder, "clone"))
-        link_archive(root, clone)
+        link_archives(root, clone)
         committed = outputs(clone / "dvc.lock")
         dvc = [sys.executable, "-m", "dvc"]
         # Not --quiet, which would hide DVC's errors, too.

@@ -17,10 +17,11 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from stages.images import tar
+from stages.plumbing import artifacts
 from stages.plumbing.errors import UserError
 from stages.plumbing.npz import find_content
 
@@ -85,6 +86,8 @@ class Entry(NamedTuple):
     is_deflated: int
     crc: int
     """CRC-32 of a zip member, or -1 in a tar, which stores none."""
+    archive: int
+    """Index of the archive, of several."""
 
 
 class Archive:
@@ -92,10 +95,11 @@ class Archive:
 
     `spool` is a scratch file for the names and, since a compressed tar has no random
     access, for its decompressed content. Forked processes may call `load`, too.
+    `index` is for the entries.
     """
 
-    def __init__(self, path: str, spool: IO[bytes]) -> None:
-        self._path, self._spool = path, spool
+    def __init__(self, path: str, spool: IO[bytes], index: int = 0) -> None:
+        self._path, self._spool, self._index = path, spool, index
         self._total = self._spooled = 0
         try:
             self._file = os.open(path, os.O_RDONLY)
@@ -122,7 +126,8 @@ class Archive:
         damaged or truncated, if a selected member is not a regular file or exceeds
         64 MiB, or if all of them together exceed 16 GiB.
         """
-        with self._explain_damage():
+        with self._name_errors():
+            self._spooled = self._spool.tell()  # by other archives
             yield from (self._find_zip if self._is_zip else self._find_tar)(select)
             self._spool.flush()
 
@@ -137,7 +142,7 @@ class Archive:
         content = os.pread(self._contents, entry.stored_size, entry.start)
         if entry.crc < 0:
             return content
-        with self._explain_damage():
+        with self._name_errors():
             if entry.is_deflated:
                 # A negative number means raw deflate. The header's size may be a lie:
                 # never inflate more than it says (but 0 would mean no limit).
@@ -151,7 +156,7 @@ class Archive:
 
     def _find_tar(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
         if not self._decompress and (other := _find_other(self._file)):
-            raise UserError(f"{self._path} is {other}")
+            raise UserError(f"is {other}")
         opened = (self._decompress or _open_plain)(self._path)
         with opened, io.BufferedReader(opened, BUFFER) as stream:
             reader = tar.TarReader(stream)
@@ -160,14 +165,14 @@ class Archive:
                     continue
                 if kind != tar.FILE:
                     problem = REFUSED.get(kind, LINK)
-                    raise UserError(f"{self._path}: {name} {problem}")
+                    raise UserError(f"{name} {problem}")
                 self._check_size(name, size)
                 named = self._append(_encode(name))
                 if self._decompress:
                     start, _ = self._append(reader.read())
                 else:
                     start = stream.tell()  # `load` reads the archive itself
-                yield selected, Entry(*named, start, size, size, False, -1)
+                yield selected, Entry(*named, start, size, size, False, -1, self._index)
 
     def _find_zip(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
         with zipfile.ZipFile(self._path) as file:
@@ -185,16 +190,13 @@ class Archive:
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise UserError(
-                    f"{self._path}: {name} is a link: pack plain files "
-                    "(zip without --symlinks)"
+                    f"{name} is a link: pack plain files (zip without --symlinks)"
                 )
             if member.flag_bits & ENCRYPTED:
-                raise UserError(
-                    f"{self._path}: {name} is encrypted: pack without a password"
-                )
+                raise UserError(f"{name} is encrypted: pack without a password")
             if member.compress_type not in ZIP_METHODS:
                 raise UserError(
-                    f"{self._path}: {name} uses an unsupported compression method: "
+                    f"{name} uses an unsupported compression method: "
                     "pack it again with deflate"
                 )
             self._check_size(name, member.file_size)
@@ -207,6 +209,7 @@ class Archive:
                     member.file_size,
                     member.compress_type == zipfile.ZIP_DEFLATED,
                     member.CRC,
+                    self._index,
                 ),
             )
 
@@ -220,14 +223,16 @@ class Archive:
         self._total += size
         if size > MAX_MEMBER or self._total > MAX_TOTAL:
             raise UserError(
-                f"{self._path}: {name} claims {size} bytes and makes it too large: at "
+                f"{name} claims {size} bytes and makes it too large: at "
                 f"most {MAX_MEMBER >> 20} MiB a file and {MAX_TOTAL >> 30} GiB in all"
             )
 
     @contextmanager
-    def _explain_damage(self) -> Iterator[None]:
+    def _name_errors(self) -> Iterator[None]:
         try:
             yield
+        except UserError as error:
+            raise UserError(f"{self._path}: {error}") from None
         except DAMAGE as error:
             # Without the addresses of objects.
             reason = re.sub(r" ?<[^>]*>", "", str(error))
@@ -243,6 +248,36 @@ class Archive:
             f"{self._path} is damaged or not a tar or zip archive ({reason}): "
             "pack or download it again"
         )
+
+
+class Archives(ExitStack):
+    """A folder of numbered archives, or one archive, to be read as an `Archive` is."""
+
+    def __init__(self, path: str, spool: IO[bytes]) -> None:
+        super().__init__()
+        self._paths = [path]
+        if os.path.isdir(path):
+            self._paths = artifacts.numbered(path, len(os.listdir(path)))
+        opened = (Archive(path, spool, i) for i, path in enumerate(self._paths))
+        self._archives = [self.enter_context(archive) for archive in opened]
+
+    def find(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
+        """Yield what `Archive.find` does, one archive after the other."""
+        for archive in self._archives:
+            yield from archive.find(select)
+
+    def load(self, entry: Entry) -> bytes:
+        """Return the content of a file; raise UserError if it is damaged."""
+        return self._archives[entry.archive].load(entry)
+
+    def name(self, entry: Entry) -> str:
+        """Return the name of a file as stored in its archive."""
+        return self._archives[entry.archive].name(entry)
+
+    def label(self, entry: Entry) -> str:
+        """Return the name of a file after that of its archive, if there are several."""
+        several = f"{self._paths[entry.archive]}: " if self._paths[1:] else ""
+        return f"{several}{self.name(entry)}"
 
 
 def _find_other(file: int) -> str | None:

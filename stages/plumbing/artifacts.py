@@ -50,6 +50,11 @@ def load_csv(path: str) -> list[dict[str, float]]:
         raise damaged(path, str(error)) from None
 
 
+def numbered(folder: str, count: int) -> list[str]:
+    """Return the paths of files that are numbered in their order."""
+    return [f"{folder}/{i:04}" for i in range(count)]
+
+
 def publish(outputs: Mapping[str, Any]) -> None:
     """Write all outputs of a stage to temporary files, then rename them into place.
 

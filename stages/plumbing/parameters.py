@@ -37,11 +37,34 @@ def _repeated(names: tuple[str, ...]) -> str | None:
     return next((name for name in normal if normal.count(name) > 1), None)
 
 
-class Download(Section, frozen=True):
-    """The source of the archive and its digest."""
+def _listed(values: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else values
 
-    url: Annotated[str, msgspec.Meta(min_length=1)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+Source = Annotated[str, msgspec.Meta(min_length=1)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Several = msgspec.Meta(min_length=1, max_length=200)  # opened at the same time
+
+
+class Download(Section, frozen=True):
+    """The source of the archive and its digest; or lists, of several archives."""
+
+    url: Source | Annotated[tuple[Source, ...], Several]
+    sha256: Digest | Annotated[tuple[Digest, ...], Several]
+
+    def __post_init__(self) -> None:
+        urls, digests = _listed(self.url), _listed(self.sha256)
+        if len(urls) != len(digests):
+            expected = f"Expected a list of {len(urls)}, a digest for each url"
+            raise ValueError(f"{expected} - at `$.sha256`")
+        for key, values in (("url", urls), ("sha256", digests)):
+            if value := _repeated(values):
+                raise ValueError(f"{value!r} is listed twice - at `$.{key}`")
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of each archive by its path or URL."""
+        return dict(zip(_listed(self.url), _listed(self.sha256), strict=True))
 
 
 class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

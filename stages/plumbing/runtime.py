@@ -103,11 +103,11 @@ def allowed(stage: str) -> list[str]:
     places = [f"{CACHE}/"]
     if stage == "preprocess":
         places.append(f"{SCRATCH}/")
-    if stage == "download":  # its only source: the digest pins the content
+    if stage == "download":  # its only sources: the digests pin their content
         from stages.plumbing import parameters
 
         keys = os.environ.get("SSLKEYLOGFILE")  # which TLS writes, for Wireshark
-        places += [parameters.load(parameters.Download).url, *filter(None, [keys])]
+        places += [*parameters.load(parameters.Download).digests, *filter(None, [keys])]
     if launcher():
         places.append("tcp://")
     return places
