@@ -212,3 +212,17 @@ def test_verify_takes_an_archive_that_is_not_in_git_from_the_working_tree(
         assert (tree / name).read_text("utf-8") == here[used]
         line = f"{url} is not in Git: using {here[used]} of the working tree\n"
         assert capsys.readouterr().out == line
+
+
+def test_verify_finds_each_of_several_archives(tree, tmp_path):
+    urls = ["https://a.example/0.tar", "1.tar", "mine/2.tar", "README.md"]
+    section = {"url": urls, "sha256": [f"{i:064}" for i in range(4)]}
+    (tree / "params.yaml").write_text(yaml.safe_dump({"download": section}), "utf-8")
+    working = tmp_path / "working"
+    (working / "data/archive").mkdir(parents=True)
+    for name in ("1.tar", "data/archive/0001", "data/archive/0002"):
+        (working / name).write_text(name, "utf-8")
+    verify.link_archives(working, tree)
+    linked = {p: p.read_text("utf-8") for p in tree.rglob("*") if p.is_symlink()}
+    expected = {"1.tar": "1.tar", "mine/2.tar": "data/archive/0002"}
+    assert linked == {tree / url: text for url, text in expected.items()}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from stages import download
 from stages.plumbing.errors import one_line
@@ -339,6 +340,41 @@ def test_an_archive_with_another_digest_is_refused(site, tree, earlier):
     said = f"{site.url()} has SHA-256 {DIGEST}, but download.sha256 is {'ab' * 32}"
     assert f"{said}: if you trust this archive, put its digest into params.yaml" in line
     assert len(site.asked) == 1
+
+
+def test_several_archives_come_as_a_folder_of_the_right_number(site, tree):
+    """From the web and from the disk, after a longer list or a single archive."""
+    others = {f"{i}.tgz": CONTENT[i:] for i in (1, 2)}
+    params = {"url": [site.url(), *others], "sha256": [DIGEST]}
+    for name, content in others.items():
+        (tree / name).write_bytes(content)
+        params["sha256"].append(hashlib.sha256(content).hexdigest())
+    text = (tree / "params.yaml").read_text("utf-8")
+    site.answers = [GOOD]
+    for count in (3, 2, 0):  # 0: the list is what was in params.yaml before
+        section = {key: values[:count] for key, values in params.items()}
+        changed = yaml.safe_dump({"download": section}) if count else text
+        (tree / "params.yaml").write_text(changed, "utf-8")
+        assert succeed(tree, "python", "-m", "stages", "download") == ""
+        expected = [CONTENT, *others.values()][:count]
+        found = {f"archive/{i:04}": content for i, content in enumerate(expected)}
+        if not count:
+            found = {"archive": (tree / "data/mnist_sample.tgz").read_bytes()}
+        archives = contents(tree / "data", ".")
+        assert {k: v for k, v in archives.items() if "archive" in k} == found
+
+
+@pytest.mark.usefixtures("in_tmp_path")
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_of_several_archives_all_come_or_none(wrong):
+    urls, digests = ["0.tar", "1.tar", "2.tar"], []
+    for i, url in enumerate(urls):
+        Path(url).write_bytes(CONTENT[i:])
+        digests.append(hashlib.sha256(CONTENT[i + 3 * (i == wrong) :]).hexdigest())
+    section = {"url": urls, "sha256": digests}
+    Path("params.yaml").write_text(yaml.safe_dump({"download": section}), "utf-8")
+    assert refusal(download.main).startswith(f"{wrong}.tar has SHA-256 ")
+    assert not Path("data/archive").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from stages import preprocess
+from stages.images import archive
 from stages.plumbing import tensors, workers
 from tests.builders import (
     SMALL,
@@ -135,6 +136,57 @@ def test_what_is_left_out_is_counted_by_reason_with_an_example(capsys):
         "left out, not an image by its extension: 1, for example train/3/notes.txt",
         "left out, with an absolute path, or with ..: 1, for example /train/3/5.png",
     ]
+
+
+def write_shards(*contents: bytes) -> None:
+    Path("shards").mkdir()
+    for i, content in enumerate(contents):
+        Path(f"shards/{i:04}").write_bytes(content)
+
+
+def read_shards() -> tuple[tensors.Split, tensors.Split, tensors.Names]:
+    train, valid, lines = preprocess.read_splits("shards", data_params())
+    return train, valid, tensors.Names(lines)
+
+
+def test_several_archives_are_read_as_one_with_the_same_files(monkeypatch):
+    """In any order; each within the limit of size, and together above it."""
+    kinds = ["tar", "gz", "zip", "deflated", "bz2"]
+    files = sorted(dataset(5).items(), key=lambda file: file[0][::-1])
+    write_shards(*(pack(files[i::5], kind) for i, kind in enumerate(kinds)))
+    size = sum(len(content) for _, content in files)
+    monkeypatch.setattr(archive, "MAX_TOTAL", size // 4)
+    train, valid, names = read_shards()
+    found = [*train.images[:, 0, 0, 0], *valid.images[:, 0, 0, 0]]
+    assert found == [*range(20)]
+    assert train.labels.tolist() == valid.labels.tolist() == [0] * 5 + [1] * 5
+    assert [*names] == [name for name, _ in dataset(5).items()][10:]
+
+
+ONE, OTHER = pack({"train/3/0.png": png(0), "train/3/9.png": png(9)}), pack(SMALL)
+SECOND = {
+    "train/3/1.png: duplicate of shards/0000: train/3/1.png": {"train/3/1.png": png(9)},
+    "train/3/9.png: not a readable": {"train/3/9.png": b"damaged"},
+    "train/3/9.png: its size is 4 x 4, but shards/0000: train/3/0.png has 2 x 3": {
+        "train/3/9.png": png(9, (4, 4))
+    },
+    "train/7/3/9.png: can be read in two ways": {"train/7/3/9.png": png(9)},
+}
+
+
+@pytest.mark.parametrize("kind", ["tar", "gz", "zip"])
+@pytest.mark.parametrize("problem", SECOND)
+def test_what_is_wrong_with_an_image_names_its_archive(kind, problem):
+    write_shards(pack(SMALL, "gz"), pack(SECOND[problem], kind))
+    assert refusal(read_shards).startswith(f"shards/0001: {problem}")
+
+
+def test_an_archive_that_is_damaged_or_missing_is_named():
+    write_shards(pack(SMALL), pack({"valid/3/9.png": png(9)})[:700])
+    assert "shards/0001 is damaged or not a tar or zip" in refusal(read_shards)
+    # As after a power cut: `download` writes the first one last.
+    Path("shards/0000").unlink()
+    assert refusal(read_shards) == "shards/0000 is missing: run dvc repro"
 
 
 HUES = {"3": (200, 70, 82), "7": (40, 150, 88)}

@@ -255,11 +255,12 @@ class Archives(ExitStack):
 
     def __init__(self, path: str, spool: IO[bytes]) -> None:
         super().__init__()
-        self._paths = [path]
+        paths = [path]
         if os.path.isdir(path):
-            self._paths = artifacts.numbered(path, len(os.listdir(path)))
-        opened = (Archive(path, spool, i) for i, path in enumerate(self._paths))
+            paths = artifacts.numbered(path, len(os.listdir(path)))
+        opened = (Archive(path, spool, i) for i, path in enumerate(paths))
         self._archives = [self.enter_context(archive) for archive in opened]
+        self._prefixes = [f"{path}: " if paths[1:] else "" for path in paths]
 
     def find(self, select: Callable[[str], T | None]) -> Iterator[tuple[T, Entry]]:
         """Yield what `Archive.find` does, one archive after the other."""
@@ -276,8 +277,7 @@ class Archives(ExitStack):
 
     def label(self, entry: Entry) -> str:
         """Return the name of a file after that of its archive, if there are several."""
-        several = f"{self._paths[entry.archive]}: " if self._paths[1:] else ""
-        return f"{several}{self.name(entry)}"
+        return self._prefixes[entry.archive] + self.name(entry)
 
 
 def _find_other(file: int) -> str | None:

@@ -66,8 +66,16 @@ def test_a_section_has_just_the_keys_that_the_repository_has(section):
 
 
 REFUSED: dict[str, list[tuple[Any, str]]] = {
-    "download.url": [("", "length >= 1"), (None, "`str`")],
-    "download.sha256": [("AC75" * 16, "[0-9a-f]{64}"), ("ac75", "[0-9a-f]{64}")],
+    "download.url": [
+        *(("", "length >= 1"), (None, "`str | array`"), ([], "length >= 1")),
+        ([str(i) for i in range(201)], "length <= 200"),
+    ],
+    "download.url[1]": [(["a", 7], 'write "7"'), (["a", ""], "length >= 1")],
+    "download.sha256": [
+        *(("AC75" * 16, "[0-9a-f]{64}"), ("ac75", "[0-9a-f]{64}")),
+        (["ac" * 32, "75" * 32], "Expected a list of 1, a digest for each url"),
+    ],
+    "download.sha256[0]": [(["ac75"], "[0-9a-f]{64}")],
     "data.classes": [
         *((["3"], "length >= 2"), ([str(i) for i in range(257)], "length <= 256")),
         *((["3", "7", "3"], "'3' is listed twice"), ("37", "`array`")),
@@ -118,6 +126,29 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bounds(path):
         line = error_line(section)
         assert f"params.yaml: {path}: " in line
         assert allowed in line
+
+
+@pytest.mark.parametrize(
+    ("urls", "digests", "said"),
+    [
+        (["a", "b", "a"], ["aa", "bb", "cc"], "url: 'a' is listed twice"),
+        (["a", "b"], ["aa", "aa"], f"sha256: '{'aa' * 32}' is listed twice"),
+        (["a", "b"], ["aa"], "sha256: Expected a list of 2, a digest for each url"),
+    ],
+)
+def test_lists_of_archives_that_do_not_fit_are_refused(urls, digests, said):
+    write(download={"url": urls, "sha256": [32 * digest for digest in digests]})
+    assert error_line("download") == f"params.yaml: download.{said}"
+
+
+def test_the_archives_that_a_page_shows_keep_their_order():
+    page = (ROOT / "docs/scaling.md").read_text("utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    FILE.write_text(text, "utf-8")
+    digests = parameters.load(parameters.Download).digests
+    shards = ["shards/0.tar", "shards/1.tgz", "https://shards.example/2.zip"]
+    assert [*digests] == shards
+    assert [*digests.values()] == re.findall("[0-9a-f]{64}", text)
 
 
 @pytest.mark.parametrize("background", [None, 0, 255])

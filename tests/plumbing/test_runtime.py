@@ -140,6 +140,9 @@ def test_what_the_environment_of_a_company_names_may_be_used(tree, monkeypatch):
     assert runtime.readable("train") == [folders[0]]
     monkeypatch.setenv("SSLKEYLOGFILE", "/company/keys")
     assert {*runtime.allowed("download")} > {"data/mnist_sample.tgz", "/company/keys"}
+    text = f"download: {{url: [a.tar, b.tar], sha256: [{'a' * 64}, {'b' * 64}]}}"
+    (tree / "params.yaml").write_text(text, "utf-8")
+    assert [*runtime.allowed("download")][1:] == ["a.tar", "b.tar", "/company/keys"]
 
 
 VIOLATIONS = {

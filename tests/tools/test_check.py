@@ -103,6 +103,18 @@ def test_an_archive_that_changed_after_a_success_is_reported(clone: Path):
     assert line.startswith("check: data/mnist_sample.tgz has SHA-256 ")
 
 
+def test_of_several_archives_each_is_checked(tree: Path):
+    archive, digest = "data/mnist_sample.tgz", "ac75f0ed034cb450a599a3288d0e1e454f"
+    edit(tree / PARAMS, f"url: {archive}", f"url: [{archive}, README.md]")
+    edit(tree / PARAMS, f"sha256: {digest}", f"sha256: [{'a' * 64}, {digest}")
+    edit(tree / PARAMS, "  # must match the archive", "]")
+    (line,) = check(tree)
+    assert line.startswith(f"check: {archive} has SHA-256 {digest}")
+    edit(tree / PARAMS, f"{archive}, README.md", '"https://a.example/x", data/archive')
+    (line,) = check(tree)
+    assert line.startswith("check: download.url: data/archive is an output of the")
+
+
 def test_an_archive_may_be_missing_only_if_its_output_can_be_pulled(clone: Path):
     (clone / "data/mnist_sample.tgz").unlink()
     assert check(clone) == []
