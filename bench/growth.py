@@ -1,4 +1,4 @@
-"""Measure time and peak memory for more images, more classes and larger images.
+"""Measure time and memory: more images and classes, larger images, compressed tars.
 
 Run `python -m bench.growth > bench/growth.md`: it takes half an hour and,
 temporarily, 8 GB of disk; with `--copies 1`, a minute. The images are the bundled ones,
@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -45,10 +45,13 @@ class Case(NamedTuple):
     classes: int = 2
     side: int = 28
     """In pixels."""
+    compression: str = ""
+    """Of the tar, as tarfile names it."""
 
 
 CASES = [Case(copies=10), Case(copies=100), Case(classes=10), Case(classes=100)]
 CASES += [Case(side=64), Case(side=128)]
+CASES += [Case(compression=name) for name in ("gz", "bz2", "xz")]
 
 
 class Cost(NamedTuple):
@@ -63,7 +66,8 @@ def grow(target: Path, case: Case) -> int:
     """Write the images of a case into a tar, and return their number."""
     generator, images = np.random.default_rng(0), 0
     half = case.classes // 2  # of the classes hold 3s, the other half 7s
-    with tarfile.open(ARCHIVE) as source, tarfile.open(target, "w") as tar:
+    mode: Any = f"w:{case.compression}"
+    with tarfile.open(ARCHIVE) as source, tarfile.open(target, mode) as tar:
         for number, member in enumerate(source):
             file = source.extractfile(member)
             if not file or not member.name.endswith(".png"):
@@ -125,7 +129,8 @@ def measure(clone: Clone, case: Case, archive: Path) -> tuple[list[str], list[Co
             seconds, _ = clone.run("-m", "stages", stage)
         costs.append(Cost(seconds, max(samples)))
     size = (clone.folder / "data/tensors.npz").stat().st_size / MIB
-    cells = [f"{images:,}", str(case.classes), f"{case.side}²", f"{size:.0f} MiB"]
+    kind = f"tar.{case.compression}".rstrip(".")
+    cells = [f"{images:,}", str(case.classes), f"{case.side}²", kind, f"{size:.0f} MiB"]
     return cells, costs[1:]  # download does not read the images
 
 
@@ -156,7 +161,8 @@ def main() -> None:
         for cells, costs in results
     ]
     print(heading("Growth", "growth"))
-    print(table(["images", "classes", "pixels", "tensors", *STAGES[1:]], rows))
+    header = ["images", "classes", "pixels", "archive", "tensors", *STAGES[1:]]
+    print(table(header, rows))
     print("×: time relative to the first row. MiB: peak anonymous memory.")
     print(f"Each process ran under a limit of {LIMIT // MIB} MiB of private memory.")
 
