@@ -108,18 +108,24 @@ def train_steps(
 
 
 @partial(jax.jit, static_argnames="loss")
-def eval_step(
-    params: Params, images: Array, labels: Array, mean: ArrayLike, loss: str
+def eval_steps(
+    params: Params, batches: devices.Rows, mean: ArrayLike, loss: str
 ) -> Array:
-    """Return each image's loss, and 1 if it is classified correctly, else 0: (2, N).
+    """Return each image's loss, and 1 if it is classified correctly, else 0: (S, B, 2).
 
-    `images` are uint8 (N, H, W, C).
+    `batches` are uint8 images (S, B, H, W, C) and labels (S, B).
     """
-    logits = forward(params, images / 255 - mean)
-    count = logits.shape[1]
-    correct = predicted_labels(logits, outputs_of(loss, count)) == labels
-    losses = LOSSES[loss](logits, jax.nn.one_hot(labels, count))
-    rows = jnp.stack([losses, correct])
+
+    def eval_step(batch: devices.Rows) -> Array:
+        images, labels = batch
+        logits = forward(params, images / 255 - mean)
+        count = logits.shape[1]
+        correct = predicted_labels(logits, outputs_of(loss, count)) == labels
+        losses = LOSSES[loss](logits, jax.nn.one_hot(labels, count))
+        return jnp.stack([losses, correct], axis=1)
+
+    # Batch by batch, since the floats of all would not fit a processor's cache.
+    rows = jax.lax.map(eval_step, batches)
     return jax.lax.with_sharding_constraint(rows, devices.everywhere())
 
 
@@ -130,18 +136,19 @@ def evaluate(
     params = jax.device_put(params, devices.everywhere())
     # Each result awaited: JAX runs asynchronously, and blocks queued ahead would fill
     # the memory.
-    rows = [np.asarray(eval_step(params, *x, mean, loss=loss)) for x in blocks]
+    rows = [np.asarray(eval_steps(params, x, mean, loss)) for x in blocks]
+    images = np.concatenate(rows).reshape(-1, 2)[: blocks.count]
     # In float64: summing many float32 values would lose digits.
-    return np.concatenate(rows, 1).mean(1, dtype=np.float64)
+    return images.mean(0, dtype=np.float64)
 
 
-def sample(split: Split) -> devices.Blocks:
+def sample(split: Split, batch_size: int) -> devices.Blocks:
     """Return a split's images to evaluate: all, or SAMPLE drawn at random.
 
     Always the same ones: then the loss of two epochs differs only by the model.
     """
     rows = np.random.default_rng(0).permutation(len(split.images))[:SAMPLE]
-    return devices.Blocks(split, np.sort(rows))
+    return devices.Blocks(split, batch_size, np.sort(rows))
 
 
 def window(config: parameters.Train, count: int) -> int:
@@ -203,7 +210,7 @@ def fit(
     count, size = len(train.images), config.batch_size
     state = params, jax.jit(sgd(0, config).init)(params)
     state = jax.device_put(state, devices.everywhere())
-    splits = [sample(train), devices.Blocks(valid)]
+    splits = [sample(train, size), devices.Blocks(valid, size)]
     history, losses = [], []
 
     def measure() -> None:
@@ -270,7 +277,7 @@ def mean_image(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def sensitivity(
-    params: Params, train: Split, loss: str, mean: ArrayLike = 0
+    params: Params, train: Split, loss: str, mean: ArrayLike = 0, batch_size: int = 64
 ) -> dict[str, float]:
     """Compare loss and accuracy before and after one pixel's weights grow by 0.01 %.
 
@@ -283,7 +290,7 @@ def sensitivity(
     pixel = np.argmax(mean if np.any(mean) else mean_image(train.images))
     nudged = np.array(params[name])
     nudged[pixel] *= np.float32(1.0001)
-    blocks = sample(train)
+    blocks = sample(train, batch_size)
     before, after = (
         evaluate(p, blocks, loss, mean) for p in (params, params | {name: nudged})
     )
@@ -348,7 +355,9 @@ def main() -> None:
     files = {
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
-        artifacts.SENSITIVITY: sensitivity(nudged, train, config.loss, mean),
+        artifacts.SENSITIVITY: sensitivity(
+            nudged, train, config.loss, mean, config.batch_size
+        ),
     }
     if jax.process_index() == 0:  # all processes have the same results; one writes
         artifacts.publish(files)

@@ -136,17 +136,15 @@ def gradient(
     return images.T @ slope, slope.sum(0)
 
 
-@pytest.mark.parametrize(
-    ("limit", "images"),
-    [*(("BATCHES_BYTES", 9 * n) for n in (1, 2, 4, 6)), ("KEPT_BYTES", 33)],
-)
+@pytest.mark.parametrize("batches", [1, 2, 4, 6])
 def test_more_images_than_fit_the_memory_at_a_time_give_the_same_bytes(
-    monkeypatch, limit, images
+    monkeypatch, batches
 ):
     """An epoch has 11 batches: the last chunk of several is shorter."""
     data, valid = problem(3, 100), problem(3, 33)
     _, whole, history = fit(data, valid, batch_size=9, epochs=3)
-    monkeypatch.setattr(devices, limit, 6 * images)
+    monkeypatch.setattr(devices, "BATCHES_BYTES", 6 * 9 * batches)
+    monkeypatch.setattr(devices, "KEPT_BYTES", 0)
     _, chunked, chunked_history = fit(data, valid, batch_size=9, epochs=3)
     assert chunked_history.tobytes() == history.tobytes()
     for name, array in whole.items():
@@ -210,10 +208,11 @@ def test_an_incomplete_batch_is_left_out():
 def test_history_begins_untrained_and_ends_with_the_returned_model(
     monkeypatch, loss, classes, size
 ):
-    """And counts every image once, in blocks of 8."""
-    monkeypatch.setattr(devices, "BLOCK_BYTES", 6 * 8)
+    """And counts every image once, in blocks of three batches of 8."""
+    monkeypatch.setattr(devices, "BLOCK_BYTES", 6 * 24)
     data, valid = problem(classes), problem(classes, size)
-    before, after, history = fit(data, valid, loss=loss, epochs=3, learning_rate=0.05)
+    changes: dict[str, Any] = {"loss": loss, "epochs": 3, "learning_rate": 0.05}
+    before, after, history = fit(data, valid, batch_size=8, **changes)
     assert history.shape == (4, 4)
     for params, row in ((before, history[0]), (after, history[-1])):
         for split, measured in zip((data, valid), row.reshape(2, 2), strict=True):

@@ -1,5 +1,6 @@
 """Compute on all devices of this process and of those launched alongside it."""
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from stages.plumbing.tensors import Split
 
 START_TIMEOUT = 60  # seconds
 HEARTBEAT_TIMEOUT = 10  # seconds
-BLOCK_BYTES = 2**21  # of images that each device evaluates at a time
+BLOCK_BYTES = 2**20  # of images sent to the devices at a time for evaluation
 BATCHES_BYTES = 2**22  # of images sent to the devices at a time for training
-KEPT_BYTES = 2**24  # a split up to this size stays on the devices between epochs
+KEPT_BYTES = 2**24  # a split up to this size is not divided, or stays on the devices
 
 Rows = tuple[Array, Array]
 """Images (…, H, W, C) and labels (…)."""
@@ -106,25 +107,29 @@ def everywhere() -> NamedSharding:
 
 
 class Blocks:
-    """Rows of a split, by default all, to iterate over in blocks.
+    """Batches of all or some rows of a split, to iterate over several at a time.
 
-    If they are small, they stay on the devices.
+    The last ones repeat rows: JAX compiles a program for each shape, so all have the
+    same. If they are small, they stay on the devices.
     """
 
-    def __init__(self, split: Split, rows: NDArray[np.integer] | None = None) -> None:
-        self._split = split
-        self._rows = np.arange(len(split.images)) if rows is None else rows
-        self._kept: list[Rows] = []
+    def __init__(
+        self, split: Split, batch_size: int, rows: NDArray[np.integer] | None = None
+    ) -> None:
+        self._split, self._kept = split, list[Rows]()
+        rows = np.arange(len(split.images)) if rows is None else rows
+        self.count = len(rows)
+        batches = math.ceil(self.count / batch_size)
+        self._size = min(_fitting(split, batch_size, BLOCK_BYTES), batches)
+        padded = math.ceil(batches / self._size) * self._size
+        self._order = np.resize(rows, (padded, batch_size))  # repeats from the first
 
     def __iter__(self) -> Iterator[Rows]:
-        """Yield blocks of images (N, H, W, C) and labels (N,)."""
+        """Yield images (S, B, H, W, C) and labels (S, B)."""
         if self._kept:
             return iter(self._kept)
-        image = self._split.images[0]
-        # At least one image per device, however large it is.
-        size = jax.device_count() * max(BLOCK_BYTES // image.size, 1)
-        blocks = pieces(self._split, self._rows, size)
-        if len(self._rows) * image.size <= KEPT_BYTES:
+        blocks = pieces(self._split, self._order, self._size)
+        if self._order.size * self._split.images[0].size <= KEPT_BYTES:
             self._kept = list(blocks)
             return iter(self._kept)
         return blocks
@@ -132,8 +137,15 @@ class Blocks:
 
 def batches(split: Split, order: NDArray[np.integer]) -> Iterator[Rows]:
     """Yield the batches of `order` (steps, B), several at a time."""
-    size = max(BATCHES_BYTES // (order.shape[1] * split.images[0].size), 1)
+    size = _fitting(split, order.shape[1], BATCHES_BYTES)
+    if len(order) <= _fitting(split, order.shape[1], KEPT_BYTES):
+        size = len(order)  # all at once: for a shorter rest, JAX would compile again
     return pieces(split, order, size)
+
+
+def _fitting(split: Split, batch_size: int, limit: int) -> int:
+    """Return how many batches, at least one, fit this number of bytes."""
+    return max(limit // (batch_size * split.images[0].size), 1)
 
 
 def pieces(split: Split, order: NDArray[np.integer], size: int) -> Iterator[Rows]:
