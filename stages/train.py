@@ -3,13 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ steps, or in two epochs if those take more steps."""
 SAMPLE = 2**16
 """The most training images whose loss and accuracy are measured after each epoch."""
 
-State = tuple[Params, Any]  # the params and optax's optimizer state
+State = tuple[Params, Params]  # the params and, by name, their velocities
 
 
 # Losses on outputs and one-hot targets (N, C): one value per image, (N,). All but
@@ -39,12 +37,12 @@ State = tuple[Params, Any]  # the params and optax's optimizer state
 
 def squared_error(logits: Array, targets: Array) -> Array:
     """The notebook's first loss: the squared difference between output and target."""
-    return optax.squared_error(logits, targets).mean(1)
+    return ((logits - targets) ** 2).mean(1)
 
 
 def brier(logits: Array, targets: Array) -> Array:
     """The notebook's last loss: squared error after a sigmoid (Brier 1950)."""
-    return optax.squared_error(jax.nn.sigmoid(logits), targets).mean(1)
+    return ((jax.nn.sigmoid(logits) - targets) ** 2).mean(1)
 
 
 def absolute(logits: Array, targets: Array) -> Array:
@@ -55,8 +53,9 @@ def absolute(logits: Array, targets: Array) -> Array:
 def log_loss(logits: Array, targets: Array) -> Array:
     """Cross-entropy of a sigmoid for a pair of classes, of a softmax for more."""
     if logits.shape[1] == 1:  # shapes are static: no branch is compiled
-        return optax.sigmoid_binary_cross_entropy(logits, targets)[:, 0]
-    return optax.softmax_cross_entropy(logits, targets)
+        first, second = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        return -(targets * first + (1 - targets) * second)[:, 0]
+    return -(targets * jax.nn.log_softmax(logits)).sum(1)
 
 
 LOSSES = {f.__name__: f for f in (squared_error, brier, absolute, log_loss)}
@@ -74,11 +73,22 @@ def loss_fn(
     return LOSSES[loss](logits, jax.nn.one_hot(labels, logits.shape[1])).mean()
 
 
-def sgd(rate: ArrayLike, config: parameters.Train) -> optax.GradientTransformation:
-    """Return SGD with momentum; l2 adds l2 / 2 * the squared weights to the loss."""
-    # Before the momentum, so it acts like a penalty in the loss (unlike in AdamW).
-    decay = optax.add_decayed_weights(config.l2, partial(jax.tree.map, is_weights))
-    return optax.chain(decay, optax.sgd(rate, config.momentum))
+def sgd(
+    state: State, grads: Params, rate: ArrayLike, config: parameters.Train
+) -> State:
+    """Take a step of SGD with momentum (Polyak 1964).
+
+    l2 adds l2 / 2 * the squared weights to the loss.
+    """
+
+    def accelerate(velocity: Array, grad: Array, array: Array) -> Array:
+        # The decay, too: so it acts like a penalty in the loss (unlike in AdamW).
+        decay = config.l2 * array if is_weights(array) else 0
+        return config.momentum * velocity + (grad + decay)
+
+    params, velocities = state
+    velocities = jax.tree.map(accelerate, velocities, grads, params)
+    return jax.tree.map(lambda a, v: a - rate * v, params, velocities), velocities
 
 
 def is_weights(array: Array) -> bool:
@@ -93,13 +103,10 @@ def train_steps(
     *, config: parameters.Train,
 ) -> State:  # fmt: skip
     """Run an SGD step for each batch of images (S, B, H, W, C) and labels (S, B)."""
-    optimizer = sgd(rate, config)
 
     def train_step(state: State, batch: devices.Rows) -> tuple[State, None]:
-        params, opt_state = state
-        grads = jax.grad(loss_fn)(params, *batch, config.loss, mean)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
+        grads = jax.grad(loss_fn)(state[0], *batch, config.loss, mean)
+        return sgd(state, grads, rate, config), None
 
     # scan runs the batches in one compiled loop; in Python, each step would cost a
     # dispatch. Every device needs the new params for its share of the next batches.
@@ -208,7 +215,7 @@ def fit(
     images.
     """
     count, size = len(train.images), config.batch_size
-    state = params, jax.jit(sgd(0, config).init)(params)
+    state = params, jax.tree.map(np.zeros_like, params)
     state = jax.device_put(state, devices.everywhere())
     splits = [sample(train, size), devices.Blocks(valid, size)]
     history, losses = [], []
