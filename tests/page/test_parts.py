@@ -246,3 +246,17 @@ def test_only_none_is_shown_as_0_and_only_all_as_1(share, digits, unit):
 )
 def test_percentages_have_more_digits_where_they_would_read_as_all_or_none(share, text):
     assert render.format_share(share, 1, 100) == text
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_template_that_changes_is_compiled_again(monkeypatch, tmp_path, kept):
+    """From whatever folder, and even if compiled templates cannot be kept."""
+    (cache := tmp_path / "cache").mkdir()
+    monkeypatch.setattr(
+        render.runtime, "CACHE", str(cache if kept else tmp_path / "no")
+    )
+    for folder, text in (("a", "1\n"), ("a", "1\n"), ("a", "2\n"), ("b", "3\n")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "t.j2").write_text(text, "utf-8")
+        assert render.load_template("t.j2", tmp_path / folder).render() == text.strip()
+    assert len(list(cache.iterdir())) == kept
