@@ -82,7 +82,7 @@ def sgd(
     """
 
     def accelerate(velocity: Array, grad: Array, array: Array) -> Array:
-        # The decay, too: so it acts like a penalty in the loss (unlike in AdamW).
+        # Added to the gradient, it acts like a penalty in the loss (unlike in AdamW).
         decay = config.l2 * array if is_weights(array) else 0
         return config.momentum * velocity + (grad + decay)
 
