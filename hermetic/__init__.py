@@ -117,5 +117,5 @@ def read_params(key: str = "", file: str = "params.yaml") -> Any:
     """
     if _hook:
         return _hook.read_params(key, file)
-    parsed = params.parse(Path(file).read_text("utf-8-sig"), file)
+    parsed = params.parse(Path(file).read_text("utf-8-sig"), os.path.abspath(file))
     return params.select(parsed, {"*"}, key, KeyError)
