@@ -1,8 +1,9 @@
 """Train the model by stochastic gradient descent: the lesson's second half."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +239,18 @@ def fit(
     return jax.tree.map(np.asarray, state[0]), np.reshape(history, (-1, 4))
 
 
+def draw_params(
+    seed: int, shape: tuple[int, ...], count: int, settings: Mapping[str, Any]
+) -> Params:
+    """Return the arrays of model.init, for images (H, W, C) and `count` outputs."""
+
+    def init(seed: ArrayLike) -> Params:
+        return model.init(jax.random.key(seed), shape, count, **settings)
+
+    # One program: without jit, JAX would compile each operation by itself.
+    return jax.jit(init)(np.uint32(seed))
+
+
 def check_model(params: Params, shape: tuple[int, ...], count: int) -> None:
     """Raise UserError unless `init` and `forward` return what the stages need.
 
@@ -339,10 +352,10 @@ def main() -> None:
     verify = jax.process_count() == 1
     train, valid, classes, _, decoding, _ = tensors.load_tensors(verify=verify)
     devices.check_batch_size(config.batch_size, len(train.images))
-    key, shape = jax.random.key(np.uint32(config.seed)), train.images.shape[1:]
-    count = output_count(len(classes))
+    shape, count = train.images.shape[1:], output_count(len(classes))
     meaning = outputs_of(config.loss, count)
-    untrained = model.init(key, shape, count, **settings)
+    draw = partial(draw_params, config.seed, shape, count)
+    untrained = draw(settings)
     check_model(untrained, shape, count)
     check_symmetry(untrained, shape, config.loss)
     mean = np.zeros(shape, np.float32)
@@ -358,7 +371,7 @@ def main() -> None:
     trained = TrainedModel(params, mean, classes, meaning, decoding)
     # Scaling zeros would change nothing, but init's own defaults draw random weights.
     all_zero = not any(np.asarray(array).any() for array in untrained.values())
-    nudged = model.init(key, shape, count) if all_zero else untrained
+    nudged = draw({}) if all_zero else untrained
     files = {
         artifacts.MODEL: trained.to_arrays(),
         artifacts.HISTORY: [dict(zip(COLUMNS, row, strict=True)) for row in rows],
