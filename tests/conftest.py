@@ -4,6 +4,7 @@ import fcntl
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ AUTHOR = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
 def pytest_xdist_auto_num_workers() -> int:
     """Return what `-n auto` means: one more than cores, since some tests wait."""
     return workers.available_processors() + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start slow tests first, lest one of them runs alone in the end."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -139,15 +145,17 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the working tree into a Git repository of one commit, not built."""
-    folder = tmp_path_factory.mktemp("sources") / "a clone"
-    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
-    listed = subprocess.check_output(command, cwd=ROOT, text=True)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    commit(folder)
-    return folder
+
+    def copy_sources(folder: Path) -> None:
+        command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+        listed = subprocess.check_output(command, cwd=ROOT, text=True)
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        commit(folder)
+
+    return once(tmp_path_factory, "sources", copy_sources)
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +194,15 @@ def once(
 
 def copy(folder: Path, target: Path) -> Path:
     """Copy a clone, cache included."""
-    return shutil.copytree(folder, target, symlinks=True)
+    return shutil.copytree(folder, target, symlinks=True, copy_function=copy_file)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Link what is read-only, as the objects of DVC and Git are; copy the rest."""
+    if os.stat(source).st_mode & stat.S_IWUSR:
+        shutil.copy2(source, target)
+    else:
+        os.link(source, target)
 
 
 @pytest.fixture

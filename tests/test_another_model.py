@@ -18,6 +18,7 @@ def changed_lines(patch: str) -> int:
     return len(re.findall(r"^[+-](?!-- a|\+\+ b)", patch, re.MULTILINE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "lines"),
     [(SIMPLE_NET, 20), (CONVOLUTION, 45)],

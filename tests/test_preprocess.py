@@ -22,7 +22,6 @@ from tests.builders import (
     read,
     refusal,
 )
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -49,7 +48,7 @@ def processors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_tensors_are_the_same_for_any_number_of_processors(processors):
-    content = (ROOT / "data/mnist_sample.tgz").read_bytes()
+    content = pack(dataset(60))
     alone = read(content)
     for count in (2, 5):
         processors.append(count)

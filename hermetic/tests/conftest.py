@@ -80,6 +80,11 @@ def under_dvc(folder: Path) -> None:
     succeed(folder, "git", "commit", "--quiet", "--message", "a pipeline")
 
 
+def copy_package(target: Path) -> None:
+    """Copy hermetic without its tests, but with its compiled modules."""
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("tests"))
+
+
 Make = Callable[..., Path]
 Start = Callable[[Path], subprocess.CompletedProcess[str]]
 
@@ -90,8 +95,7 @@ def make(tmp_path: Path) -> Make:
 
     def make(files: Mapping[str, str], place: str = "src/hermetic") -> Path:
         folder = tmp_path / "a project"
-        ignored = shutil.ignore_patterns("__pycache__", "tests")
-        shutil.copytree(PACKAGE, folder / place, ignore=ignored)
+        copy_package(folder / place)
         write(folder, files)
         return folder
 

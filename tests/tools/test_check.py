@@ -1,8 +1,10 @@
 """`python -m tools.check` says what a stage would say, before DVC deletes anything."""
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from dvc.repo import Repo
 from stages.evaluation.outputs import outputs_of
 from stages.plumbing.errors import UserError
 from tests.conftest import edit, run, succeed
+from tools.check import main
 
 PARAMS = "params.yaml"
 
@@ -26,9 +29,10 @@ def restored(lent: Path) -> Iterator[Path]:
 
 def check(folder: Path) -> list[str]:
     """Run the check; return the lines it prints, each of which is an error."""
-    done = run(folder, "python", "-m", "tools.check")
-    assert (done.returncode, done.stdout) == (bool(done.stderr), "")
-    return done.stderr.splitlines()
+    with chdir(folder), redirect_stderr(io.StringIO()) as errors:
+        failed = main()
+    assert failed == bool(errors.getvalue())
+    return errors.getvalue().splitlines()
 
 
 def test_the_parameters_of_this_repository_pass_and_nothing_slow_is_imported(tree):

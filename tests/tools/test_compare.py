@@ -22,7 +22,7 @@ from stages.plumbing import npz
 from stages.plumbing.errors import UserError
 from stages.plumbing.tensors import digest_image
 from tests.builders import refusal
-from tests.conftest import ROOT, commit, copy, edit, run, succeed
+from tests.conftest import ROOT, commit, copy, edit, once, run, succeed
 from tests.test_make import Fakes, script
 from tools import compare
 from tools.verify import outputs
@@ -354,14 +354,26 @@ def read_predictions(folder: Path) -> tuple[np.ndarray, ...]:
 @pytest.fixture(scope="module")
 def changed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lower the learning rate in a clone, as experiment `slow` and in the workspace."""
-    folder = copy(built, tmp_path_factory.mktemp("changed") / "a clone")
-    slow = ("-n", "slow", "-S", "train.learning_rate=0.01")
-    succeed(folder, "dvc", "exp", "run", "-q", *slow)
-    return folder
+
+    def change(folder: Path) -> None:
+        copy(built, folder)
+        slow = ("-n", "slow", "-S", "train.learning_rate=0.01")
+        succeed(folder, "dvc", "exp", "run", "-q", *slow)
+        text = succeed(folder, *COMMAND, "--html", "pages/x.html")
+        (folder.parent / "text").write_text(text, "utf-8")
+
+    return once(tmp_path_factory, "changed", change)
 
 
-def test_the_figures_follow_from_the_predictions_of_both(built: Path, changed: Path):
-    text = succeed(changed, *COMMAND)
+@pytest.fixture
+def text(changed: Path) -> str:
+    """Return the comparison of HEAD with the changed workspace."""
+    return (changed.parent / "text").read_text("utf-8")
+
+
+def test_the_figures_follow_from_the_predictions_of_both(
+    built: Path, changed: Path, text: str
+):
     assert re.search(r"^train.learning_rate +0.2 +0.01 +-0.19$", text, re.MULTILINE)
     actual, old, old_p = read_predictions(built)
     _, new, new_p = read_predictions(changed)
@@ -390,9 +402,9 @@ def test_the_figures_follow_from_the_predictions_of_both(built: Path, changed: P
     assert f".png {actual[first]} {old[first]} (" in said
 
 
-def test_an_experiment_is_compared_by_its_name(changed: Path):
+def test_an_experiment_is_compared_by_its_name(changed: Path, text: str):
     """The workspace holds its files, too."""
-    workspace = succeed(changed, *COMMAND).replace("the workspace", "slow")
+    workspace = text.replace("the workspace", "slow")
     words = workspace.replace("workspace", "slow").split()
     assert succeed(changed, *COMMAND, "HEAD", "slow").split() == words
     said = " ".join(succeed(changed, *COMMAND, "slow", "workspace").split())
@@ -400,8 +412,7 @@ def test_an_experiment_is_compared_by_its_name(changed: Path):
     assert said == f"On the same 2,038 validation images, {nothing}"
 
 
-def test_the_page_has_the_text_and_the_pictures(changed: Path):
-    text = succeed(changed, *COMMAND, "--html", "pages/x.html")
+def test_the_page_has_the_text_and_the_pictures(changed: Path, text: str):
     page = read_page(changed / "pages/x.html")
     assert text in page.text + "\n"
     assert page.tags["img"] == int(re.findall(r"that changed: (\d+)", text)[0])
@@ -514,7 +525,7 @@ def test_the_workflow_shows_the_comparison_with_the_base(
 
 def test_any_terminal_can_show_a_comparison(changed: Path):
     """DVC replaces stdout when it is imported."""
-    succeed(changed, "git", "branch", "größe")
+    succeed(changed, "git", "branch", "--force", "größe")
     for revs in (["größe", "slow"], ["größer", "slow"]):
         done = run(changed, *COMMAND, *revs, PYTHONIOENCODING="ascii")
         assert (done.stdout + done.stderr).isascii()
