@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from stages.plumbing import workers
+from stages.plumbing import runtime, workers
 from stages.plumbing.tensors import Tensors, load_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +23,8 @@ STAGES = ["download", "preprocess", "baseline", "train", "report"]
 # No deadline: a busy machine is slow at times.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+# JAX computes as in a stage, and keeps what it compiles for the next run of the tests.
+os.environ.update(runtime.PINNED)
 
 IF_ROOT = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] * (os.geteuid() == 0)
 """Drops root's capabilities: file permissions then hold for root as well."""
