@@ -32,6 +32,8 @@ def test_another_model_is_one_file(clone, patch, lines):
     assert changed_lines(patch) <= lines
     (clone.parent / "patch").write_text(patch, "utf-8")
     succeed(clone, "git", "apply", "../patch")
+    if patch == CONVOLUTION:
+        edit(clone / "params.yaml", "epochs: 4", "epochs: 2")  # which are enough here
     succeed(clone, "dvc", "repro")
 
     page = (clone / "metrics/report.html").read_text("utf-8")
@@ -58,9 +60,6 @@ def test_another_model_is_one_file(clone, patch, lines):
     assert float(rows[0][2]) == pytest.approx(float(first["p_predicted"]), abs=1e-5)
 
     if patch == CONVOLUTION:  # XLA sums on several threads
-        edit(clone / "params.yaml", "epochs: 4", "epochs: 1")
-        models = []
-        for _ in range(2):
-            succeed(clone, "python", "-m", "stages", "train")
-            models.append((clone / "models/model.npz").read_bytes())
-        assert models[0] == models[1]
+        before = (clone / "models/model.npz").read_bytes()
+        succeed(clone, "python", "-m", "stages", "train")
+        assert (clone / "models/model.npz").read_bytes() == before

@@ -12,7 +12,8 @@ from tests.conftest import commit, run, stages_run, succeed
 def remote(clone: Path, tmp_path: Path) -> Path:
     """An empty folder that is the default remote of the clone, whose cache is full."""
     folder = tmp_path / "the remote"
-    succeed(clone, "dvc", "remote", "add", "--default", "store", str(folder))
+    with (clone / ".dvc/config").open("a", encoding="utf-8") as config:  # of [core]
+        config.write(f"remote = store\n['remote \"store\"']\nurl = {folder}\n")
     commit(clone, "share the cache")
     return folder
 
