@@ -122,6 +122,9 @@ def kill_dvc(clone: Path, name: str, chance: random.Random) -> None:
         if "\n  report:\n" not in (clone / "dvc.lock").read_text("utf-8"):
             # DVC writes its lock in place; killed just then, it leaves a part.
             assert run(clone, "git", "checkout", "--quiet", "dvc.lock").returncode == 0
+        with suppress(FileNotFoundError):  # likewise, its list of who reads and writes
+            if not (rwlock := clone / ".dvc/tmp/rwlock").read_text("utf-8"):
+                rwlock.unlink()
         assert_repro_mends(clone)
         return killed
 
