@@ -225,10 +225,10 @@ def test_images_look_the_same_after_packing(built, tmp_path):
     assert (images[labels != up] == np.rot90(expected, 2)).all()
 
 
-def test_ten_thousand_files_in_a_folder(here, tmp_path):
+def test_thousands_of_files_in_a_folder(here, tmp_path):
     folder = tmp_path / "many"
-    pixels = np.random.default_rng(2).integers(0, 256, (10_200, 4, 4), "u1")
-    for label, part in (("a", pixels[:10_000]), ("b", pixels[10_000:])):
+    pixels = np.random.default_rng(2).integers(0, 256, (2040, 4, 4), "u1")
+    for label, part in (("a", pixels[:2000]), ("b", pixels[2000:])):
         (folder / label).mkdir(parents=True)
         for i, image in enumerate(part):
             (folder / label / f"{i}.pgm").write_bytes(b"P5 4 4 255\n" + image.tobytes())
@@ -239,7 +239,7 @@ def test_ten_thousand_files_in_a_folder(here, tmp_path):
     found = np.sort(found.reshape(-1, 16).view("V16").ravel())
     assert (found == np.sort(pixels.reshape(-1, 16).view("V16").ravel())).all()
     valid = len(splits[1].images)
-    assert valid == pytest.approx(0.3 * 10_200, abs=5 * 46)  # 5 sigma
+    assert valid == pytest.approx(0.3 * 2040, abs=5 * 21)  # 5 sigma
 
 
 def test_the_same_images_make_the_same_bytes(here, tmp_path):
