@@ -75,11 +75,6 @@ preprocess | ["3", "7"] | ["3", "4"]
 train | momentum | momentun
     params.yaml: train: … unknown field …momentun…: known keys are seed,
     subtract_mean, …
-train | loss: log_loss | loss: hinge
-    params.yaml: train.loss: 'hinge' is not allowed. Expected one of squared_error,
-    brier, absolute, log_loss
-train | batch_size: 64 | batch_size: 20000
-    train.batch_size: 20000 exceeds the number of training images: use 1 to 12396
 train | loss: log_loss | loss: squared_error
     train.learning_rate: 0.2 and train.l2: 0.0005 make squared_error diverge to NaN or
     infinity: lower one of them
