@@ -136,15 +136,9 @@ def test_no_output_tells_where_when_or_on_which_machine_it_was_made(built):
 def test_a_haswell_of_2013_trains_the_same_model(clone, built):
     """Emulated: a processor with AVX2 and without AVX-512.
 
-    Most of the time goes into compiling. So two epochs are as good as twenty, splits
-    of equal size need one program less, and a model that draws no bias four.
+    Most of the time goes into compiling. So two epochs are as good as twenty.
     """
     edit(clone / "params.yaml", "epochs: 20", "epochs: 2")
-    model = clone / "stages/model.py"
-    drawn = "init_std * random.normal(bias_key, (outputs,))"
-    edit(model, drawn, "__import__('numpy').zeros(outputs, 'f4')")
-    edit(model, "key, weights_key = random.split(key)", "weights_key = key")
-    edit(model, "    _, bias_key = random.split(key)\n", "")
     path = clone / "data/tensors.npz"
     with np.load(path) as file:
         arrays = dict(file)

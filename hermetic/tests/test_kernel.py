@@ -379,7 +379,7 @@ def may_be_denied_alone(deed: tuple[str, str], folders: set[str]) -> bool:
 
 
 @settings(
-    max_examples=100,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
