@@ -143,8 +143,8 @@ def test_a_stopped_stage_leaves_no_worker_and_no_file(clone, number, line):
     (clone / "data/tensors.npz").unlink()
     edit(
         clone / "stages/preprocess.py",
-        "name = source.name(entry)",
-        "name = source.name(entry); import time; time.sleep(0.005)",
+        "name = source.label(entry)",
+        "name = source.label(entry); import time; time.sleep(0.005)",
     )
     process = start(clone, "python", "-m", "stages", "preprocess")
     stage = psutil.Process(process.pid)
