@@ -27,7 +27,7 @@ STEPS, TOLERANCE = 200, 1e-3
 """Training has converged once the loss falls by less than a share of TOLERANCE in STEPS
 steps, or in two epochs if those take more steps."""
 SAMPLE = 2**16
-"""The most training images whose loss and accuracy are measured after each epoch."""
+"""The most images of a split whose loss and accuracy are measured after each epoch."""
 
 State = tuple[Params, Params]  # the params and, by name, their velocities
 
@@ -212,13 +212,13 @@ def fit(
     """Train on shuffled minibatches, dropping an incomplete last one.
 
     Returns the params, and a history (epochs + 1, 4) that begins with the untrained
-    model: loss and accuracy on a sample of the training images and on all validation
+    model: loss and accuracy on a sample of the training images, then of the validation
     images.
     """
     count, size = len(train.images), config.batch_size
     state = params, jax.tree.map(np.zeros_like, params)
     state = jax.device_put(state, devices.everywhere())
-    splits = [sample(train, size), devices.Blocks(valid, size)]
+    splits = [sample(split, size) for split in (train, valid)]
     history, losses = [], []
 
     def measure() -> None:
