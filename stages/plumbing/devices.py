@@ -19,7 +19,7 @@ from stages.plumbing.tensors import Split
 
 START_TIMEOUT = 60  # seconds
 HEARTBEAT_TIMEOUT = 10  # seconds
-BLOCK_BYTES = 2**20  # of images sent to the devices at a time for evaluation
+BLOCK_BYTES = 2**21  # of images sent to the devices at a time for evaluation
 BATCHES_BYTES = 2**22  # of images sent to the devices at a time for training
 KEPT_BYTES = 2**24  # a split up to this size is not divided, or stays on the devices
 
@@ -119,10 +119,9 @@ class Blocks:
         self._split, self._kept = split, list[Rows]()
         rows = np.arange(len(split.images)) if rows is None else rows
         self.count = len(rows)
-        batches = math.ceil(self.count / batch_size)
-        self._size = min(_fitting(split, batch_size, BLOCK_BYTES), batches)
-        padded = math.ceil(batches / self._size) * self._size
-        self._order = np.resize(rows, (padded, batch_size))  # repeats from the first
+        self._size = _fitting(split, batch_size, BLOCK_BYTES)
+        steps = math.ceil(self.count / (batch_size * self._size)) * self._size
+        self._order = np.resize(rows, (steps, batch_size))  # repeats from the first
 
     def __iter__(self) -> Iterator[Rows]:
         """Yield images (S, B, H, W, C) and labels (S, B)."""
