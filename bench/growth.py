@@ -1,6 +1,6 @@
 """Measure time and memory: more images and classes, larger images, compressed tars.
 
-Run `python -m bench.growth > bench/growth.md`: it takes half an hour and,
+Run `python -m bench.growth > bench/growth.md`: it takes ten minutes and,
 temporarily, 8 GB of disk; with `--copies 1`, a minute. The images are the bundled ones,
 enlarged, dealt out to the classes, and copied. Each copy is shifted by up to two pixels
 and has its number in two more, so that no two images are equal.

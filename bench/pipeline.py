@@ -125,9 +125,10 @@ def report(timings: Timings) -> str:
         f"{table(header, rows)}\n"
         "With nothing to do, dvc repro takes "
         f"{timings.ratio(NO_OP, FLOOR_NO_OP)} times as long as for five stages that "
-        f"copy a file.\nFrom nothing, it takes {timings.ratio(AGAIN, SKLEARN)} times as "
-        f"long as NumPy and scikit-learn, and {timings.median(AGAIN) / alone:.2f} times "
-        "as long as the stages without DVC:\n\n"
+        "copy a file.\nFrom nothing, it takes "
+        f"{timings.ratio(AGAIN, SKLEARN)} times as long as NumPy and scikit-learn, and "
+        f"{timings.median(AGAIN) / alone:.2f} times as long as the stages without "
+        "DVC:\n\n"
         f"{table(['', 'seconds', 'without the guard', 'ratio'], stage_rows)}"
     )
 
