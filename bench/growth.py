@@ -164,7 +164,7 @@ def main() -> None:
     header = ["images", "classes", "pixels", "archive", "tensors", *STAGES[1:]]
     print(table(header, rows))
     print("×: time relative to the first row. MiB: peak anonymous memory.")
-    print("The time of train includes compiling, but in the first row.")
+    print("Except in the first row, the time of train includes compiling.")
     print(f"Each process ran under a limit of {LIMIT // MIB} MiB of private memory.")
 
 
