@@ -111,19 +111,20 @@ def check_digest(archive: Path, source: str, expected: str) -> None:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         start = file.read(2**10)
-    if actual != expected and start.startswith(LFS_POINTER):
+    if actual == expected:
+        return
+    if start.startswith(LFS_POINTER):
         raise UserError(f"{source} is a pointer: install Git LFS, run git lfs pull")
-    if actual != expected and WEB_PAGE.match(start):
+    if WEB_PAGE.match(start):
         raise UserError(
             f"{source} is a web page, not an archive: open it in a browser to log in, "
             "or correct download.url"
         )
-    if actual != expected:
-        raise UserError(
-            f"{source} has SHA-256 {actual}, but download.sha256 is {expected}: "
-            "if you trust this archive, put its digest into params.yaml; "
-            "if not, find out who changed it"
-        )
+    raise UserError(
+        f"{source} has SHA-256 {actual}, but download.sha256 is {expected}: "
+        "if you trust this archive, put its digest into params.yaml; "
+        "if not, find out who changed it"
+    )
 
 
 def find_archive(url: str) -> Path | None:

@@ -143,7 +143,7 @@ def test_a_haswell_of_2013_trains_the_same_model(clone, built):
     with np.load(path) as file:
         arrays = dict(file)
     for name in ("train_images", "train_labels"):
-        arrays[name] = arrays[name][::6][: len(arrays["valid_labels"])]
+        arrays[name] = arrays[name][::6]
     with path.open("wb") as file:
         npz.write(arrays, file)
     native = copy(clone, clone.parent / "native")
